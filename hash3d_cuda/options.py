@@ -1,0 +1,179 @@
+"""The options of a table, validated and normalised once for the engine's class, the oracle and saved files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import (
+    FEATURE_DTYPES,
+    check_choice,
+    check_device,
+    check_int,
+    check_positive,
+    check_real,
+    check_shape,
+    check_tensor,
+    fail,
+    parse_bytes,
+)
+from .keys import KEY_ORDER, Grid
+
+MATCHES = ("cell", "bucket")
+WEIGHTINGS = ("softmax", "nearest_key", "uniform")
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Everything a table is constructed with. Use :meth:`build`, which validates."""
+
+    feature_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+    grids: tuple[Grid, ...]
+    num_buckets: int
+    queue_length: int
+    capacity: int | None
+    memory_budget: int | None
+    match: str
+    weighting: str
+    similarity_decay: float
+    initial_similarity: float
+    min_similarity: float | None
+    azimuth_period: float | None
+    feature_dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def build(
+        cls,
+        feature_shape: Sequence[int],
+        latent_shape: Sequence[int],
+        *,
+        grids: Sequence[Grid],
+        num_buckets: int,
+        queue_length: int,
+        capacity: int | None,
+        memory_budget: int | str | None,
+        match: str,
+        weighting: str,
+        similarity_decay: float,
+        initial_similarity: float,
+        min_similarity: float | None,
+        azimuth_period: float | None,
+        feature_dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> TableOptions:
+        """Validates the constructor's arguments; raises TypeError or ValueError naming the one that is wrong."""
+        if (capacity is None) == (memory_budget is None):
+            came = "neither" if capacity is None else "both"
+            raise ValueError(
+                f"capacity, memory_budget: expected exactly one of the two, got {came}; "
+                'pass capacity=SLOTS or memory_budget="2GiB"'
+            )
+        if feature_dtype not in FEATURE_DTYPES:
+            kind = ValueError if isinstance(feature_dtype, torch.dtype) else TypeError
+            names = ", ".join(str(dtype) for dtype in FEATURE_DTYPES)
+            fail(kind, "feature_dtype", f"one of {names}", feature_dtype, "choose one of these")
+        return cls(
+            feature_shape=check_shape("feature_shape", feature_shape),
+            latent_shape=check_shape("latent_shape", latent_shape),
+            grids=_check_grids(grids),
+            num_buckets=check_int("num_buckets", num_buckets, 1, 2**31 - 1),
+            queue_length=check_int("queue_length", queue_length, 1, 2**20),
+            capacity=None if capacity is None else check_int("capacity", capacity, 1, 2**31 - 1),
+            memory_budget=None if memory_budget is None else parse_bytes("memory_budget", memory_budget),
+            match=check_choice("match", match, MATCHES),
+            weighting=check_choice("weighting", weighting, WEIGHTINGS),
+            similarity_decay=check_real("similarity_decay", similarity_decay, 0.0, 1.0),
+            initial_similarity=check_real("initial_similarity", initial_similarity),
+            min_similarity=None if min_similarity is None else check_real("min_similarity", min_similarity),
+            azimuth_period=None if azimuth_period is None else check_positive("azimuth_period", azimuth_period),
+            feature_dtype=feature_dtype,
+            device=check_device("device", device),
+        )
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers in one feature."""
+        return math.prod(self.feature_shape)
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers in one latent."""
+        return math.prod(self.latent_shape)
+
+    @property
+    def grid_sizes(self) -> Tensor:
+        """Cell sizes, ``[M, 4]`` float32 on the CPU, in key order."""
+        return torch.tensor([grid.sizes for grid in self.grids], dtype=torch.float32)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of the chains and similarities: per grid and bucket Q serials, a head and a running average."""
+        return len(self.grids) * self.num_buckets * (8 * self.queue_length + 8 + 4)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot: feature, latent (float32), key (float32) and serial."""
+        feature = self.feature_size * self.feature_dtype.itemsize
+        return feature + 4 * self.latent_size + 4 * len(KEY_ORDER) + 8
+
+    def resolve_capacity(self) -> int:
+        """Returns the slots to allocate: ``capacity``, or what the budget leaves after ``fixed_bytes``.
+
+        Raises:
+            ValueError: the budget does not hold one slot.
+        """
+        if self.capacity is not None:
+            return self.capacity
+        assert self.memory_budget is not None
+        fixed_bytes, slot_bytes = self.fixed_bytes, self.slot_bytes
+        slots = (self.memory_budget - fixed_bytes) // slot_bytes
+        if slots < 1:
+            raise ValueError(
+                f"memory_budget: expected at least {fixed_bytes + slot_bytes} bytes ({fixed_bytes} for the chains of "
+                f"{len(self.grids)} grids x {self.num_buckets} buckets, {slot_bytes} for one entry), got "
+                f"{self.memory_budget}; raise it, or lower num_buckets, queue_length or the shapes"
+            )
+        return min(int(slots), 2**31 - 1)
+
+    def check_keys(self, keys: Any, batch: int | None = None) -> Tensor:
+        """Returns ``keys`` ``[B, 4]`` float32, detached."""
+        return check_tensor("keys", keys, (batch, len(KEY_ORDER)), (torch.float32,), self.device)
+
+    def check_latents(self, latents: Any, batch: int) -> Tensor:
+        """Returns ``latents`` ``[B, *latent_shape]`` in any feature dtype, detached."""
+        return check_tensor("latents", latents, (batch, *self.latent_shape), FEATURE_DTYPES, self.device)
+
+    def check_features(self, features: Any, batch: int) -> Tensor:
+        """Returns ``features`` ``[B, *feature_shape]`` in any feature dtype, detached."""
+        return check_tensor("features", features, (batch, *self.feature_shape), FEATURE_DTYPES, self.device)
+
+    def check_out(self, out: Any, batch: int) -> Tensor:
+        """Returns ``out`` ``[B, *feature_shape]`` in the stored dtype, detached (it still shares memory)."""
+        return check_tensor("out", out, (batch, *self.feature_shape), (self.feature_dtype,), self.device)
+
+
+def _check_grids(grids: Any) -> tuple[Grid, ...]:
+    """Returns ``grids`` as a tuple; four numbers stand for a Grid."""
+    expected = "one or more Grid, or four cell sizes each, finest first"
+    if isinstance(grids, (Grid, str)) or not isinstance(grids, Sequence):
+        fail(TypeError, "grids", expected, grids, "pass a sequence such as hash3d_cuda.PAPER_GRIDS")
+    if not grids:
+        fail(ValueError, "grids", expected, grids, "pass at least one")
+    return tuple(_check_grid(f"grids[{i}]", grid) for i, grid in enumerate(grids))
+
+
+def _check_grid(name: str, grid: Any) -> Grid:
+    if isinstance(grid, Grid):
+        return grid
+    if isinstance(grid, (str, Tensor)) or not isinstance(grid, Sequence):
+        fail(TypeError, name, "a Grid or four cell sizes", grid, "pass hash3d_cuda.Grid(10, 10, 0.1, 10)")
+    if len(grid) != len(KEY_ORDER):
+        fail(ValueError, name, "a Grid or four cell sizes", grid, "pass hash3d_cuda.Grid(10, 10, 0.1, 10)")
+    return Grid(*grid)

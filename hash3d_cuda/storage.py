@@ -1,0 +1,205 @@
+"""Tables on disk: one safetensors file, written atomically, read without pickle and checked before it is believed.
+
+The file holds what the table knows, not how a class lays it out, so the engine and the oracle read each other's:
+
+==============  ================  =================================================================
+``serials``     int64 [K]         entries in at least one chain, ascending
+``keys``        float32 [K, 4]    as appended
+``latents``     float32 [K, L]    flattened
+``features``    stored [K, F]     flattened
+``member``      bool [K, M]       whether the entry is in its chain of each grid (the key says which)
+``similarity``  float32 [M, N]    running averages (Eq. 9), NaN where no mean has been taken yet
+``counters``    int64 [4]         next serial, rejected, queries, hits
+==============  ================  =================================================================
+
+Metadata: ``format``, ``version``, ``options`` (the constructor's, as JSON) and ``checksums`` (CRC-32 of the options and
+of every tensor, as JSON). A table continues from its file exactly: same serials, similarities and chains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .options import TableOptions
+
+FORMAT = "hash3d_cuda.table"
+VERSION = "1"
+_NAMES = ("serials", "keys", "latents", "features", "member", "similarity", "counters")
+
+Table = TypeVar("Table")
+
+
+def save(table: Any, path: str | os.PathLike[str]) -> None:
+    """Writes ``table`` to ``path``, replacing a file that is there in one step.
+
+    Needs host memory for one copy of the live entries. A CUDA table synchronises.
+
+    Raises:
+        OSError: the file cannot be written (folder missing or read-only, disk full...); what was there stays.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    state = {name: tensor.contiguous() for name, tensor in table._state_dict().items()}
+    try:
+        save_file(state, temporary, metadata=_metadata(table, state))
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write the table to {os.fspath(path)}: {_reason(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(cls: type[Table], path: str | os.PathLike[str], device: torch.device | str | None = None) -> Table:
+    """Reads a table of class ``cls`` from ``path``.
+
+    Args:
+        cls: ``hash3d_cuda.HashTable`` or ``hash3d_cuda.reference.HashTable``; either reads the other's files.
+        path: a file that ``save`` wrote.
+        device: where to put it; None is the device it was saved from.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is truncated, corrupt, inconsistent or no table; the message says what is wrong.
+    """
+    with open(path, "rb"):  # so that a missing file is a plain OSError
+        pass
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_metadata(path, metadata, set(file.keys()))
+            state = {name: file.get_tensor(name) for name in _NAMES}
+    except SafetensorError as error:
+        _refuse(path, f"it is truncated or not a safetensors file ({error})")
+    _check_sums(path, metadata, state)
+    arguments = _arguments(path, metadata["options"])
+    if device is not None:
+        arguments["device"] = device
+    table: Any = cls(**arguments)
+    _check_state(path, table.options, table.capacity, state)
+    try:
+        table._load_state_dict(state)
+    except ValueError as error:
+        _refuse(path, str(error))
+    return table
+
+
+def _metadata(table: Any, state: dict[str, Tensor]) -> dict[str, str]:
+    options = table.options
+    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    fields.update(
+        grids=[grid.sizes for grid in options.grids],
+        capacity=table.capacity,
+        memory_budget=None,
+        feature_dtype=str(options.feature_dtype).removeprefix("torch."),
+        device=str(options.device),
+    )
+    text = json.dumps(fields)
+    return {"format": FORMAT, "version": VERSION, "options": text, "checksums": json.dumps(_sums(text, state))}
+
+
+def _sums(options: str, state: dict[str, Tensor]) -> dict[str, int]:
+    """CRC-32 of the options and of each tensor's bytes."""
+    sums = {"options": zlib.crc32(options.encode())}
+    for name, tensor in state.items():
+        sums[name] = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else 0
+    return sums
+
+
+def _check_metadata(path: str | os.PathLike[str], metadata: dict[str, str], names: set[str]) -> None:
+    if metadata.get("format") != FORMAT:
+        _refuse(path, f"its format is {metadata.get('format')!r}, not {FORMAT!r}; give a file that HashTable.save wrote")
+    if metadata.get("version") != VERSION:
+        _refuse(path, f"its version is {metadata.get('version')!r}, this release reads {VERSION!r}; save it again")
+    if names != set(_NAMES) or not {"options", "checksums"} <= set(metadata):
+        _refuse(path, f"it holds {sorted(names)} and {sorted(metadata)}, not {sorted(_NAMES)}, options and checksums")
+
+
+def _check_sums(path: str | os.PathLike[str], metadata: dict[str, str], state: dict[str, Tensor]) -> None:
+    try:
+        stored = json.loads(metadata["checksums"])
+    except ValueError:
+        _refuse(path, "its checksums are not JSON")
+    sums = _sums(metadata["options"], state)
+    if stored != sums:
+        wrong = [name for name in sums if not isinstance(stored, dict) or stored.get(name) != sums[name]]
+        _refuse(path, f"the checksum of {', '.join(wrong) or 'something unknown'} does not match")
+
+
+def _arguments(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    """The constructor's arguments from the metadata, validated."""
+    try:
+        arguments = json.loads(text)
+        arguments["feature_dtype"] = getattr(torch, str(arguments["feature_dtype"]), None)
+        checked = dict(arguments, device="cpu")
+        TableOptions.build(checked.pop("feature_shape"), checked.pop("latent_shape"), **checked)
+    except (ValueError, TypeError, KeyError) as error:
+        _refuse(path, f"its options are not a table's ({error})")
+    if arguments["capacity"] is None:
+        _refuse(path, "its options lack the capacity")
+    return arguments
+
+
+def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: int, state: dict[str, Tensor]) -> None:
+    """Refuses tensors that no table could have written. Chains longer than Q are refused by the table itself, which
+    knows the buckets."""
+    count, grids = state["serials"].numel(), len(options.grids)
+    expected = {
+        "serials": ((count,), torch.int64),
+        "keys": ((count, 4), torch.float32),
+        "latents": ((count, options.latent_size), torch.float32),
+        "features": ((count, options.feature_size), options.feature_dtype),
+        "member": ((count, grids), torch.bool),
+        "similarity": ((grids, options.num_buckets), torch.float32),
+        "counters": ((4,), torch.int64),
+    }
+    for name, (shape, dtype) in expected.items():
+        tensor = state[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            _refuse(path, f"{name} is {list(tensor.shape)} {tensor.dtype}, its options call for {list(shape)} {dtype}")
+    for name in ("keys", "latents", "features"):
+        if not torch.isfinite(state[name]).all():
+            _refuse(path, f"{name} holds numbers that are not finite")
+    if torch.isinf(state["similarity"]).any():
+        _refuse(path, "similarity holds infinite numbers")
+    appended, rejected, queries, hits = state["counters"].tolist()
+    if not (0 <= rejected <= appended and 0 <= hits <= queries):
+        _refuse(path, f"its counters contradict each other ({state['counters'].tolist()})")
+    serials = state["serials"]
+    first = max(0, appended - capacity)
+    if count and (int(serials[0]) < first or int(serials[-1]) >= appended or bool((serials.diff() <= 0).any())):
+        _refuse(path, f"serials are not ascending numbers from {first} to {appended - 1}")
+    if count > appended - rejected or not bool(state["member"].any(dim=1).all()):
+        _refuse(path, "it holds entries that are in no chain, or more than were appended")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the replacement last through a power cut, where folders can be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """The system's words alone, in one line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split())
+
+
+def _refuse(path: str | os.PathLike[str], why: str) -> NoReturn:
+    raise ValueError(f"cannot load a table from {os.fspath(path)}: {why}")
