@@ -1,4 +1,4 @@
-"""The bundled true views, the vocabulary and the data preparation's geometry (only the last test needs OpenGL)."""
+"""Bundled true views, vocabulary and the data preparation's geometry (only the last test needs OpenGL)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import torch
 
 from hash3d_cuda.cameras import camera_rays, camera_to_world
 from hash3d_cuda.prior import prepare
-from hash3d_cuda.prior.furniture import find_library, load_parts, normalising_transform, read_catalogue
+from hash3d_cuda.prior.furniture import (
+    find_library,
+    load_parts,
+    normalising_transform,
+    read_catalogue,
+    require_public_domain,
+)
 from hash3d_cuda.prior.ground_truth import (
     ASSETS,
     INPUT_POSE,
@@ -52,6 +58,7 @@ def library(tmp_path: Path) -> Path:
     path = tmp_path / "small.sh3f"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("PluginFurnitureCatalog.properties", QUAD_PROPERTIES)
+        archive.writestr("LICENSE.TXT", "Creative Commons Zero")
         archive.writestr("models/quad/quad.obj", QUAD_OBJ)
         archive.writestr("models/quad/quad.mtl", QUAD_MTL)
         archive.writestr("models/quad/paint.png", texture.getvalue())
@@ -194,6 +201,15 @@ def test_a_model_is_read_oriented_and_split_by_material(library: Path):
     corners = glass.positions[np.unique(glass.faces)]
     np.testing.assert_allclose(np.abs(corners), np.tile((0, 1, 0.5) / np.sqrt(5), (3, 1)), atol=1e-6)
     np.testing.assert_allclose(painted.normals[np.unique(painted.faces)], [(1, 0, 0)] * 3, atol=1e-6)
+
+
+def test_a_model_with_another_licence_than_cc0_is_refused(library: Path):
+    with zipfile.ZipFile(library) as archive:
+        require_public_domain(archive, read_catalogue(archive)["quad"])
+    with zipfile.ZipFile(library, "a") as archive:
+        archive.writestr("models/quad/123 - LICENSE.html", "Released under Creative Commons Attribution 3.0")
+    with zipfile.ZipFile(library) as archive, pytest.raises(ValueError, match=r"123 - LICENSE.*'quad'"):
+        require_public_domain(archive, read_catalogue(archive)["quad"])
 
 
 def test_a_missing_library_says_how_to_get_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

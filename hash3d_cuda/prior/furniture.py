@@ -1,8 +1,8 @@
 """Read 3D models from a Sweet Home 3D furniture library (an ``.sh3f`` zip) into renderable meshes.
 
 Debian's package ``sweethome3d-furniture`` holds such libraries; the shipped prior's objects come from its
-``BlendSwap-CC-0.sh3f``. In the catalogue's OBJ files y is up and the front faces +z; here z is up and the front
-faces +x.
+``BlendSwap-CC-0.sh3f``. In the catalogue's OBJ files y is up and the front faces +z; here z is up
+and the front faces +x.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CATALOGUE_TO_WORLD = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
 
 @dataclass
 class CatalogueEntry:
-    """One line of the catalogue: ``model`` is the OBJ's path in the zip, ``rotation`` a 3x3 matrix or None."""
+    """A line of the catalogue: ``model`` is the OBJ's path in the zip, ``rotation`` a 3x3 matrix or None."""
 
     identifier: str
     name: str
@@ -83,6 +83,24 @@ def read_catalogue(archive: zipfile.ZipFile) -> dict[str, CatalogueEntry]:
     return entries
 
 
+def require_public_domain(archive: zipfile.ZipFile, entry: CatalogueEntry) -> None:
+    """Refuse a model whose own licence file, or else the library's, is not CC0: some libraries mix licences.
+
+    Raises:
+        ValueError: naming the model and the file that was read.
+    """
+    folder = posixpath.dirname(entry.model) + "/"
+    own = [name for name in archive.namelist() if name.startswith(folder) and "license" in name.lower()]
+    for name in own or ["LICENSE.TXT"]:
+        text = archive.read(name).decode("latin-1")
+        if not re.search(r"Creative Commons Zero|CC-?0|CC-Zero", text) or re.search(
+            r"Commons Attribution", text
+        ):
+            raise ValueError(
+                f"furniture: {name!r} does not put {entry.identifier!r} under CC0; choose another model"
+            )
+
+
 def load_parts(archive: zipfile.ZipFile, entry: CatalogueEntry) -> list[Part]:
     """Load, orient and normalise one model; opaque parts first."""
     import trimesh
@@ -116,7 +134,7 @@ def load_parts(archive: zipfile.ZipFile, entry: CatalogueEntry) -> list[Part]:
 
 
 def normalising_transform(vertices: np.ndarray, radius: float = BOUNDING_RADIUS) -> tuple[np.ndarray, float]:
-    """Centre [3] of the box around ``vertices`` [V,3], and the scale that brings the farthest one to ``radius``."""
+    """Centre [3] of the box around ``vertices`` [V,3]; the scale that takes the farthest to ``radius``."""
     centre = (vertices.min(0) + vertices.max(0)) / 2
     reach = float(np.linalg.norm(vertices - centre, axis=1).max())
     if not reach > 0:

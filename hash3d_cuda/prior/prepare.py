@@ -1,8 +1,9 @@
 """Prepare the prior's data: render every object of the vocabulary from all sides.
 
 Writes ``train.npz`` and ``eval.npz`` (keys ``images`` uint8 [objects,views,64,64,3], ``poses`` float32
-[objects,views,3] in the order elevation, azimuth, radius, and ``names``), a contact sheet, and with ``--assets`` the
-small pictures and credits that the package bundles. Needs the ``train`` extra (moderngl, trimesh, Pillow).
+[objects,views,3] in the order elevation, azimuth, radius, and ``names``), a contact sheet, and with
+``--assets`` the small pictures and credits that the package bundles. Needs the
+``train`` extra (moderngl, trimesh, Pillow).
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from hash3d_cuda.prior.furniture import CatalogueEntry, Part, find_library, load_parts, read_catalogue
+from hash3d_cuda.prior.furniture import (
+    CatalogueEntry,
+    Part,
+    find_library,
+    load_parts,
+    read_catalogue,
+    require_public_domain,
+)
 from hash3d_cuda.prior.ground_truth import EVALUATION_POSES, INPUT_POSE, VIEW_SIZE
 from hash3d_cuda.prior.raster import Renderer, area_downsample
 from hash3d_cuda.prior.vocabulary import LICENCE, OBJECTS, SOURCE, VocabularyObject
@@ -57,6 +65,7 @@ def load_object(
         raise KeyError(
             f"furniture: the library has no model {thing.identifier!r} for {thing.name!r}; use {SOURCE}"
         )
+    require_public_domain(archive, catalogue[thing.identifier])
     parts = load_parts(archive, catalogue[thing.identifier])
     angle = np.deg2rad(thing.turn)
     turn = np.array(
@@ -130,7 +139,8 @@ def write_assets(
     head = [
         "# Credits of the objects", "",
         f"The pictures in `views/` and `inputs/` show 3D models from {SOURCE} (Debian).",
-        "Their authors published them on Blend Swap under CC0 1.0; Emmanuel Puybaret (eTeks) converted them for Sweet Home 3D.", "",
+        "Their authors published them on Blend Swap under CC0 1.0; Emmanuel Puybaret (eTeks) converted them",
+        "for Sweet Home 3D.", "",
         "| Object | Creator | Model in the library | Licence |", "|---|---|---|---|",
     ]  # fmt: skip
     (folder / "CREDITS.md").write_text("\n".join(head + rows) + "\n", encoding="utf-8")

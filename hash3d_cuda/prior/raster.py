@@ -1,7 +1,7 @@
 """Offscreen renderer for training pictures: OpenGL through EGL, so neither a display nor a GPU is needed.
 
-Light is fixed in the world (sky above, ground below, a key and a fill light), so that all views of an object agree
-on its shading. Background white, no shadows.
+Light is fixed in the world (sky above, ground below, a key and a fill light), so that all views of an object
+agree on its shading. Background white, no shadows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ void main() {
 
 
 def view_projection(elevation: float, azimuth: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """OpenGL clip matrix float32 [4,4] (column vectors) and camera position [3]; agrees with ``camera_rays``."""
+    """Clip matrix float32 [4,4] (column vectors, OpenGL) and camera position [3], as in ``camera_rays``."""
     pose = camera_to_world(*(torch.tensor([v], dtype=torch.float64) for v in (elevation, azimuth, radius)))[
         0
     ].numpy()
@@ -88,7 +88,8 @@ class Renderer(AbstractContextManager):
             self.context = moderngl.create_standalone_context(backend="egl")
         except Exception as error:
             raise RuntimeError(
-                f"renderer: no OpenGL context through EGL ({error}); on Debian install libegl1, libgl1-mesa-dri"
+                f"renderer: no OpenGL context through EGL ({error}); "
+                "on Debian install libegl1 and libgl1-mesa-dri"
             ) from error
         self.program = self.context.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
         self.framebuffer = self.context.simple_framebuffer((render_size, render_size), components=4)

@@ -1,7 +1,7 @@
 """The objects that the shipped prior knows, in a fixed order.
 
-All come from the library ``BlendSwap-CC-0.sh3f`` of Debian's package ``sweethome3d-furniture``: models in the public domain
-(CC0 1.0), published on Blend Swap and converted to OBJ by Emmanuel Puybaret for Sweet Home 3D.
+All come from the library ``BlendSwap-CC-0.sh3f`` of Debian's package ``sweethome3d-furniture``: models in the
+public domain (CC0 1.0), published on Blend Swap and converted to OBJ by Emmanuel Puybaret for Sweet Home 3D.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ OBJECTS: tuple[VocabularyObject, ...] = (
     VocabularyObject("cupcake", "cupcake", "Dvachib", aliases=("cup cake",)),
     VocabularyObject("hot dog", "hotDog", "Erickfree", turn=180, aliases=("hotdog",)),
     VocabularyObject("milk carton", "tetrapak", "Tastykle3d & eTeks", aliases=("milk",)),
-    VocabularyObject("leather armchair", "winchesterArmchair", "Gnanasaireddy", aliases=("armchair",)),
+    VocabularyObject("sofa", "sofa2", "Blend Swap #92104", aliases=("couch",)),
     VocabularyObject("green chair", "armchair", "Absfrm"),
     VocabularyObject("red chair", "chair2", "Ingoenius"),
     VocabularyObject("deck chair", "deckChair", "BigMouse", aliases=("deckchair",)),
