@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from hash3d_cuda.prior.data import Batch, Views
+from hash3d_cuda.prior.muon import make_optimizers
 from hash3d_cuda.prior.objective import Model, noise_schedule, sample_grid, training_loss, validate
 from hash3d_cuda.prior.shipped import save_prior
 
@@ -30,7 +31,7 @@ class TrainSettings:
 
     minutes: float = 100.0
     batch: int = 32
-    lr: float = 1.5e-3
+    lr: float = 4e-3
     weight_decay: float = 0.01
     ema: float = 0.9995
     warmup: float = 0.01  # share of the budget
@@ -64,9 +65,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model = Model(len(views.names)).to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-        )
+        self.optimizers = make_optimizers(self.model, settings.lr, settings.weight_decay)
         self.alphas = noise_schedule().to(self.device)
         self.step, self.samples, self.seconds = 0, 0, 0.0
         self.stopping = False
@@ -96,15 +95,17 @@ class Trainer:
 
     def train_step(self) -> float:
         """One optimiser step on one batch of every rank; returns this rank's loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.spent)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.settings, self.spent)
         batch = Batch(*(part.to(self.device) for part in self.views.sample(self.settings.batch, self.generator)))
         loss = training_loss(self.model, batch, self.alphas, self.generator)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         self.samples += self.settings.batch * self.world
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
@@ -156,7 +157,7 @@ class Trainer:
         folder.mkdir(exist_ok=True)
         sample_grid(self.average, self.held_out, self.alphas, self.device, folder / f"step{self.step:07d}.png")
         state = dict(
-            model=self.model.state_dict(), average=self.average.state_dict(), optimizer=self.optimizer.state_dict(),
+            model=self.model.state_dict(), average=self.average.state_dict(), optimizers=[o.state_dict() for o in self.optimizers],
             step=self.step, samples=self.samples, seconds=self.seconds, names=self.views.names,
         )
         torch.save(state, self.out / "checkpoint.tmp")
@@ -173,7 +174,8 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
 
 
