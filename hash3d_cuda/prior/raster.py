@@ -55,9 +55,8 @@ void main() {
 
 def view_projection(elevation: float, azimuth: float, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Clip matrix float32 [4,4] (column vectors, OpenGL) and camera position [3], as in ``camera_rays``."""
-    pose = camera_to_world(*(torch.tensor([v], dtype=torch.float64) for v in (elevation, azimuth, radius)))[
-        0
-    ].numpy()
+    angles_radius = [torch.tensor([value], dtype=torch.float64) for value in (elevation, azimuth, radius)]
+    pose = camera_to_world(*angles_radius)[0].numpy()
     rotation, eye = pose[:, :3], pose[:, 3]
     view = np.eye(4)
     view[:3, :3], view[:3, 3] = rotation.T, -rotation.T @ eye
