@@ -49,7 +49,9 @@ def check_real(name: str, value: Any, minimum: float | None = None, maximum: flo
     """Returns ``value`` as a float that float32 can hold, inside ``[minimum, maximum]`` where given."""
     expected = "a finite number"
     if minimum is not None or maximum is not None:
-        expected += f" from {'-inf' if minimum is None else minimum} to {'inf' if maximum is None else maximum}"
+        expected += (
+            f" from {'-inf' if minimum is None else minimum} to {'inf' if maximum is None else maximum}"
+        )
     if isinstance(value, bool) or not isinstance(value, Real):
         fail(TypeError, name, expected, value, f"pass {name} as a float")
     number = float(value)
@@ -84,7 +86,13 @@ def check_shape(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, Integral) and not isinstance(value, bool):
         value = (value,)
     if isinstance(value, (str, Tensor)) or not isinstance(value, Sequence):
-        fail(TypeError, name, "a sequence of positive sizes", value, f"pass {name} as a tuple such as (4, 64, 64)")
+        fail(
+            TypeError,
+            name,
+            "a sequence of positive sizes",
+            value,
+            f"pass {name} as a tuple such as (4, 64, 64)",
+        )
     return tuple(check_int(f"{name}[{i}]", size, 1) for i, size in enumerate(value))
 
 
@@ -99,7 +107,13 @@ def check_device(name: str, value: Any) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0:
-            fail(ValueError, name, "a device this torch can use", value, 'use device="cpu" or install torch for CUDA')
+            fail(
+                ValueError,
+                name,
+                "a device this torch can use",
+                value,
+                'use device="cpu" or install torch for CUDA',
+            )
         index = torch.cuda.current_device() if device.index is None else device.index
         if index >= count:
             fail(ValueError, name, f"a CUDA device below {count}", value, "choose one of the devices present")
@@ -119,7 +133,9 @@ def check_tensor(
         fail(TypeError, name, expected, value, "pass a torch.Tensor")
     if value.dtype not in dtypes:
         fail(TypeError, name, expected, value, f"convert it with .to({dtypes[0]})")
-    same = value.dim() == len(shape) and all(w is None or w == s for w, s in zip(shape, value.shape, strict=True))
+    same = value.dim() == len(shape) and all(
+        w is None or w == s for w, s in zip(shape, value.shape, strict=True)
+    )
     if not same:
         fail(ValueError, name, expected, value, "reshape it, or build the table with other shapes")
     if value.device != device:
@@ -138,5 +154,7 @@ def parse_bytes(name: str, value: Any) -> int:
         return check_int(name, value, 1)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
     if match is None or match.group(2) not in _BYTE_UNITS:
-        fail(ValueError, name, expected, value, "use a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB")
+        fail(
+            ValueError, name, expected, value, "use a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB"
+        )
     return check_int(name, int(float(match.group(1)) * _BYTE_UNITS[match.group(2)]), 1)

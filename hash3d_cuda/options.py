@@ -92,7 +92,9 @@ class TableOptions:
             similarity_decay=check_real("similarity_decay", similarity_decay, 0.0, 1.0),
             initial_similarity=check_real("initial_similarity", initial_similarity),
             min_similarity=None if min_similarity is None else check_real("min_similarity", min_similarity),
-            azimuth_period=None if azimuth_period is None else check_positive("azimuth_period", azimuth_period),
+            azimuth_period=None
+            if azimuth_period is None
+            else check_positive("azimuth_period", azimuth_period),
             feature_dtype=feature_dtype,
             device=check_device("device", device),
         )

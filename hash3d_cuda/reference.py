@@ -19,33 +19,18 @@ Where the paper leaves a detail open, the function that decides it says so.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import reference_rules as rules
 from . import storage
-from .keys import AZIMUTH, PAPER_GRIDS, Grid
+from .keys import PAPER_GRIDS, Grid
 from .options import TableOptions
+from .reference_rules import Entry, Place
 from .results import QueryResult, TableStats
-
-# Teschner et al. 2003, the multipliers of the azimuth, radius and timestep cells; elevation's is 1.
-_MULTIPLIERS = (1, 73856093, 19349663, 83492791)
-_FLOAT32_MAX = torch.finfo(torch.float32).max
-
-
-@dataclass(eq=False)
-class _Entry:
-    """One appended item; chains refer to it."""
-
-    serial: int
-    key: Tensor  # [4] float32
-    latent: Tensor  # [latent_size] float32
-    feature: Tensor  # [feature_size], stored dtype
-    cells: list[tuple[int, ...]]  # one per grid
 
 
 class HashTable:
@@ -97,9 +82,10 @@ class HashTable:
 
     def clear(self) -> None:
         """Makes the table as just constructed: empty, serials from 0, similarities and counters reset."""
-        self._chains: list[dict[int, list[_Entry]]] = [{} for _ in self.options.grids]  # bucket -> oldest first
-        self._means: list[dict[int, float]] = [{} for _ in self.options.grids]  # bucket -> running average (Eq. 9)
-        self._slots: dict[int, _Entry] = {}
+        grids = self.options.grids
+        self._chains: list[dict[int, list[Entry]]] = [{} for _ in grids]  # bucket -> entries, oldest first
+        self._means: list[dict[int, float]] = [{} for _ in grids]  # bucket -> running average (Eq. 9)
+        self._slots: dict[int, Entry] = {}
         self._next_serial = self._rejected = self._queries = self._hits = 0
 
     def append(self, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
@@ -107,80 +93,80 @@ class HashTable:
 
         Latents are cast to float32 and features to the stored dtype first; finiteness is judged after that (rule 10).
         """
-        keys = self.options.check_keys(keys)
-        latents = _flat(self.options.check_latents(latents, len(keys)), self.options.latent_size, torch.float32)
-        features = _flat(
-            self.options.check_features(features, len(keys)), self.options.feature_size, self.options.feature_dtype
-        )
-        finite = _finite(keys) & _finite(latents) & _finite(features)
-        cells = self._cells(keys)
+        keys, latents = self._check_items(keys, latents)
+        rows = len(keys)
+        stored = self.options.check_features(features, rows).to(self.options.feature_dtype)
+        stored = stored.reshape(rows, self.options.feature_size)
+        finite = rules.rows_finite(keys) & rules.rows_finite(latents) & rules.rows_finite(stored)
+        places = rules.places_of(keys, self.options)
         serials = []
-        for row, stored in enumerate(finite.tolist()):
+        for row, storable in enumerate(finite.tolist()):
             serial = self._next_serial
             self._next_serial += 1
             self._leave(serial % self.capacity)
-            if stored:
-                copies = keys[row].clone(), latents[row].clone(), features[row].clone()
-                self._join(_Entry(serial, *copies, cells[row]))
+            if storable:
+                copies = keys[row].clone(), latents[row].clone(), stored[row].clone()
+                self._join(Entry(serial, *copies, places[row]))
             else:
                 self._rejected += 1
-            serials.append(serial if stored else -1)
+            serials.append(serial if storable else -1)
         return torch.tensor(serials, dtype=torch.int64, device=self.device)
 
     def query(self, keys: Tensor, latents: Tensor, out: Tensor | None = None) -> QueryResult:
         """Looks up items: ``[B, 4]``, ``[B, *latent_shape]`` -> :class:`QueryResult`. Only rows of ``out`` that hit
         are written."""
-        keys = self.options.check_keys(keys)
-        rows = len(keys)
-        latents = _flat(self.options.check_latents(latents, rows), self.options.latent_size, torch.float32)
+        keys, latents = self._check_items(keys, latents)
+        rows, queue = len(keys), self.options.queue_length
         if out is None:
-            dtype = self.options.feature_dtype
-            features = torch.zeros(rows, *self.options.feature_shape, dtype=dtype, device=self.device)
-        else:
-            features = self.options.check_out(out, rows)
-        hit = torch.zeros(rows, dtype=torch.bool)
-        grid = torch.full((rows,), -1, dtype=torch.int32)
-        serials = torch.full((rows, self.options.queue_length), -1, dtype=torch.int64)
-        weights = torch.zeros(rows, self.options.queue_length)
-        finite = (_finite(keys) & _finite(latents)).tolist()
-        cells = self._cells(keys)
+            shape, dtype = (rows, *self.options.feature_shape), self.options.feature_dtype
+            out = torch.zeros(shape, dtype=dtype, device=self.device)
+        features = self.options.check_out(out, rows)
+        grid = [-1] * rows
+        serials = [[-1] * queue for _ in range(rows)]
+        weights = [[0.0] * queue for _ in range(rows)]
+        finite = (rules.rows_finite(keys) & rules.rows_finite(latents)).tolist()
+        places = rules.places_of(keys, self.options)
         for row in range(rows):
-            chosen = self._choose(cells[row]) if finite[row] else None
+            chosen = self._choose(places[row]) if finite[row] else None
             if chosen is None:
                 continue
-            candidates = self._candidates(chosen, cells[row])
-            weight = self._weigh(chosen, candidates, keys[row], latents[row])
-            features[row] = self._blend(candidates, weight).view(self.options.feature_shape)
-            hit[row] = True
+            others = self._candidates(chosen, places[row][chosen])
+            weight = rules.weigh(self.options, chosen, others, keys[row], latents[row])
+            features[row] = rules.blend(self.options, others, weight).view(self.options.feature_shape)
             grid[row] = chosen
-            serials[row, : len(candidates)] = torch.tensor([entry.serial for entry in candidates])
-            weights[row, : len(candidates)] = weight.cpu()
+            serials[row][: len(others)] = [other.serial for other in others]
+            weights[row][: len(others)] = weight
         self._queries += rows
-        self._hits += int(hit.sum())
-        host = (hit, grid, serials, weights)
-        return QueryResult(features if out is None else out, *(result.to(self.device) for result in host))
+        self._hits += sum(chosen >= 0 for chosen in grid)
+        return QueryResult(
+            features=out,
+            hit=torch.tensor([chosen >= 0 for chosen in grid], dtype=torch.bool, device=self.device),
+            grid=torch.tensor(grid, dtype=torch.int32, device=self.device),
+            serials=torch.tensor(serials, dtype=torch.int64, device=self.device).reshape(rows, queue),
+            weights=torch.tensor(weights, dtype=torch.float32, device=self.device).reshape(rows, queue),
+        )
 
     def lookup(self, keys: Tensor) -> Tensor:
         """Serials of every grid's candidates (rules 4-6): ``[N, 4]`` -> int64 ``[N, M, Q]``, newest first, -1 = none
         (and everywhere for a key that is not finite)."""
         keys = self.options.check_keys(keys)
-        grids = range(len(self.options.grids))
-        found = torch.full((len(keys), len(grids), self.options.queue_length), -1, dtype=torch.int64)
-        for row, cells in enumerate(self._cells(keys)):
-            for grid in grids if cells else ():
-                for place, entry in enumerate(self._candidates(grid, cells)):
-                    found[row, grid, place] = entry.serial
+        shape = len(keys), len(self.options.grids), self.options.queue_length
+        found = torch.full(shape, -1, dtype=torch.int64)
+        for row, places in enumerate(rules.places_of(keys, self.options)):
+            for grid, place in enumerate(places):
+                serials = [entry.serial for entry in self._candidates(grid, place)]
+                if serials:
+                    found[row, grid, : len(serials)] = torch.tensor(serials)
         return found.to(self.device)
 
     def similarity(self, keys: Tensor) -> Tensor:
         """The running average of each key's buckets: ``[N, 4]`` -> float32 ``[N, M]``; NaN for a key not finite."""
         keys = self.options.check_keys(keys)
-        grids = range(len(self.options.grids))
-        rows = [
-            [self._similarity(grid, cells[grid]) if cells else float("nan") for grid in grids]
-            for cells in self._cells(keys)
-        ]
-        return torch.tensor(rows, dtype=torch.float32, device=self.device).reshape(len(keys), len(grids))
+        result = torch.full((len(keys), len(self.options.grids)), float("nan"))
+        for row, places in enumerate(rules.places_of(keys, self.options)):
+            for grid, place in enumerate(places):
+                result[row, grid] = self._similarity(grid, place.bucket)
+        return result.to(self.device)
 
     def __len__(self) -> int:
         """Live entries: those still in at least one chain."""
@@ -208,37 +194,11 @@ class HashTable:
         """Reads a table from ``path``; see :func:`hash3d_cuda.storage.load`."""
         return storage.load(cls, path, device)
 
-    # Cells and buckets
-
-    def _cells(self, keys: Tensor) -> list[list[tuple[int, ...]]]:
-        """Rule 1 for ``[N, 4]`` keys: the cell in every grid; an empty list for a key that is not finite."""
-        quotients = self._reduced(keys)[:, None, :] / self.options.grid_sizes.to(keys.device)
-        finite = _finite(keys).tolist()
-        rows = torch.floor(quotients).tolist()
-        return [
-            [tuple(_saturate(value) for value in cell) for cell in cells] if ok else []
-            for cells, ok in zip(rows, finite, strict=True)
-        ]
-
-    def _reduced(self, keys: Tensor) -> Tensor:
-        """Keys whose azimuth lies in [0, period): float32 fmod, plus the period when negative; the period itself,
-        which that sum may round to, is 0."""
-        if self.options.azimuth_period is None:
-            return keys
-        period = torch.tensor(self.options.azimuth_period, dtype=torch.float32, device=keys.device)
-        azimuth = torch.fmod(keys[:, AZIMUTH], period)
-        azimuth = torch.where(azimuth < 0, azimuth + period, azimuth)
-        azimuth = torch.where(azimuth == period, torch.zeros_like(azimuth), azimuth)
-        keys = keys.clone()
-        keys[:, AZIMUTH] = azimuth
-        return keys
-
-    def _bucket(self, cell: tuple[int, ...]) -> int:
-        """Rule 2. The sum wraps around in signed 64 bits; Python's % is the floored one."""
-        total = sum(part * multiplier for part, multiplier in zip(cell, _MULTIPLIERS, strict=True))
-        return ((total + 2**63) % 2**64 - 2**63) % self.options.num_buckets
-
-    # Chains
+    def _check_items(self, keys: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys ``[B, 4]`` and latents as float32 ``[B, latent_size]``."""
+        keys = self.options.check_keys(keys)
+        latents = self.options.check_latents(latents, len(keys)).to(torch.float32)
+        return keys, latents.reshape(len(keys), self.options.latent_size)
 
     def _leave(self, slot: int) -> None:
         """Rule 5: whatever lies in ``slot`` leaves all its chains. The paper leaves open when; here it is before the
@@ -246,168 +206,97 @@ class HashTable:
         entry = self._slots.pop(slot, None)
         if entry is None:
             return
-        for grid, cell in enumerate(entry.cells):
-            chain = self._chains[grid].get(self._bucket(cell), [])
+        for grid, place in enumerate(entry.places):
+            chain = self._chains[grid].get(place.bucket, [])
             if entry in chain:
                 chain.remove(entry)
 
-    def _join(self, entry: _Entry) -> None:
+    def _join(self, entry: Entry) -> None:
         """Rules 3, 4 and 7."""
         self._slots[entry.serial % self.capacity] = entry
-        for grid, cell in enumerate(entry.cells):
-            bucket = self._bucket(cell)
-            candidates = self._candidates(grid, entry.cells)
-            if candidates:
-                cosines = [_cosine(entry.feature, candidate.feature) for candidate in candidates]
-                self._update_mean(grid, bucket, sum(cosines) / len(cosines))
-            chain = self._chains[grid].setdefault(bucket, [])
+        candidates = [self._candidates(grid, place) for grid, place in enumerate(entry.places)]
+        cosines = rules.cosines(entry, {other.serial: other for others in candidates for other in others})
+        for grid, (place, others) in enumerate(zip(entry.places, candidates, strict=True)):
+            if others:
+                mean = sum(cosines[other.serial] for other in others) / len(others)
+                old = self._means[grid].get(place.bucket)
+                decay = self.options.similarity_decay
+                self._means[grid][place.bucket] = rules.running_average(old, mean, decay)
+            chain = self._chains[grid].setdefault(place.bucket, [])
             chain.append(entry)
             if len(chain) > self.options.queue_length:
                 chain.pop(0)
 
-    def _candidates(self, grid: int, cells: list[tuple[int, ...]]) -> list[_Entry]:
+    def _candidates(self, grid: int, place: Place) -> list[Entry]:
         """Rule 6, newest first."""
-        chain = self._chains[grid].get(self._bucket(cells[grid]), [])
+        chain = self._chains[grid].get(place.bucket, [])
         if self.options.match == "cell":
-            chain = [entry for entry in chain if entry.cells[grid] == cells[grid]]
+            chain = [entry for entry in chain if entry.places[grid].cell == place.cell]
         return chain[::-1]
 
-    def _live(self) -> dict[int, _Entry]:
-        """Entries in at least one chain, by serial."""
-        return {entry.serial: entry for chains in self._chains for chain in chains.values() for entry in chain}
+    def _similarity(self, grid: int, bucket: int) -> float:
+        return self._means[grid].get(bucket, rules.float32(self.options.initial_similarity))
 
-    # Similarity and choice of grid
-
-    def _update_mean(self, grid: int, bucket: int, mean: float) -> None:
-        """Eq. 9 in float32. The first mean replaces ``initial_similarity`` (the paper gives no start value)."""
-        means = self._means[grid]
-        if bucket in means:
-            decay = torch.tensor(self.options.similarity_decay, dtype=torch.float32)
-            mean = (decay * means[bucket] + (1 - decay) * mean).item()
-        means[bucket] = _float32(mean)
-
-    def _similarity(self, grid: int, cell: tuple[int, ...]) -> float:
-        return self._means[grid].get(self._bucket(cell), _float32(self.options.initial_similarity))
-
-    def _choose(self, cells: list[tuple[int, ...]]) -> int | None:
+    def _choose(self, places: list[Place]) -> int | None:
         """Rule 8: the grid to use, or None for a miss."""
         best, chosen = 0.0, None
-        for grid, cell in enumerate(cells):
-            score = self._similarity(grid, cell)
-            if self._candidates(grid, cells) and (chosen is None or score > best):
+        for grid, place in enumerate(places):
+            score = self._similarity(grid, place.bucket)
+            if self._candidates(grid, place) and (chosen is None or score > best):
                 best, chosen = score, grid
         limit = self.options.min_similarity
-        if chosen is None or (limit is not None and best < _float32(limit)):
+        if chosen is None or (limit is not None and best < rules.float32(limit)):
             return None
         return chosen
 
-    # Weights and features
-
-    def _weigh(self, grid: int, candidates: list[_Entry], key: Tensor, latent: Tensor) -> Tensor:
-        """Rule 9: float32 weights of the candidates."""
-        if self.options.weighting == "uniform":
-            return torch.full((len(candidates),), 1.0 / len(candidates), device=self.device)
-        if self.options.weighting == "nearest_key":
-            distances = self._key_distances(grid, key, candidates)
-            weights = torch.zeros(len(candidates), device=self.device)
-            weights[distances.index(min(distances))] = 1.0
-            return weights
-        # A sum beyond float32 counts as its largest number, so that the softmax stays defined.
-        stored = torch.stack([entry.latent for entry in candidates])
-        distances = (stored - latent).square().sum(dim=1).clamp(max=_FLOAT32_MAX)
-        return torch.softmax(-distances, dim=0)
-
-    def _key_distances(self, grid: int, key: Tensor, candidates: list[_Entry]) -> list[float]:
-        """Squared Euclidean distances of keys in cells of ``grid``, the azimuth the shorter way around. The first
-        minimum is the newest entry's."""
-        keys = self._reduced(torch.stack([key] + [entry.key for entry in candidates]))
-        difference = (keys[1:] - keys[0]).abs()
-        if self.options.azimuth_period is not None:
-            period = _float32(self.options.azimuth_period)
-            azimuth = difference[:, AZIMUTH]
-            difference[:, AZIMUTH] = torch.minimum(azimuth, period - azimuth)
-        return (difference / self.options.grid_sizes[grid].to(key.device)).square().sum(dim=1).tolist()
-
-    def _blend(self, candidates: list[_Entry], weights: Tensor) -> Tensor:
-        """Eq. 7: the weighted sum in float32, rounded once to the stored dtype; weights of 0 are left out."""
-        total = torch.zeros(self.options.feature_size, device=self.device)
-        for entry, weight in zip(candidates, weights.tolist(), strict=True):
-            if weight > 0:
-                total += weight * entry.feature.float()
-        return total.to(self.options.feature_dtype)
-
-    # State, in a form that does not depend on how a class lays out its memory; see storage.py
+    def _live(self) -> dict[int, Entry]:
+        """Entries in at least one chain, by serial."""
+        chains = [chain for by_bucket in self._chains for chain in by_bucket.values()]
+        return {entry.serial: entry for chain in chains for entry in chain}
 
     def _state_dict(self) -> dict[str, Tensor]:
-        """The content as CPU tensors, as :mod:`hash3d_cuda.storage` describes them."""
+        """The content as CPU tensors, in the form :mod:`hash3d_cuda.storage` describes."""
         options = self.options
         entries = [entry for _, entry in sorted(self._live().items())]
         member = [
-            [entry in self._chains[grid].get(self._bucket(cell), []) for grid, cell in enumerate(entry.cells)]
+            [entry in self._chains[grid].get(place.bucket, []) for grid, place in enumerate(entry.places)]
             for entry in entries
         ]
         similarity = torch.full((len(options.grids), options.num_buckets), float("nan"))
         for grid, means in enumerate(self._means):
             for bucket, mean in means.items():
                 similarity[grid, bucket] = mean
+
+        def stack(rows: list[Tensor], size: int, dtype: torch.dtype) -> Tensor:
+            return torch.stack(rows).cpu() if rows else torch.zeros(0, size, dtype=dtype)
+
         return {
             "serials": torch.tensor([entry.serial for entry in entries], dtype=torch.int64),
-            "keys": _stack([entry.key for entry in entries], 4, torch.float32),
-            "latents": _stack([entry.latent for entry in entries], options.latent_size, torch.float32),
-            "features": _stack([entry.feature for entry in entries], options.feature_size, options.feature_dtype),
+            "keys": stack([entry.key for entry in entries], 4, torch.float32),
+            "latents": stack([entry.latent for entry in entries], options.latent_size, torch.float32),
+            "features": stack(
+                [entry.feature for entry in entries], options.feature_size, options.feature_dtype
+            ),
             "member": torch.tensor(member, dtype=torch.bool).reshape(len(entries), len(options.grids)),
             "similarity": similarity,
             "counters": torch.tensor([self._next_serial, self._rejected, self._queries, self._hits]),
         }
 
     def _load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes over a state that ``storage`` has validated."""
+        """Takes over a state that ``storage`` has checked; raises ValueError for a chain longer than Q."""
         self.clear()
         self._next_serial, self._rejected, self._queries, self._hits = state["counters"].tolist()
         for grid, means in enumerate(state["similarity"]):
             for bucket in means.isfinite().nonzero().flatten().tolist():
                 self._means[grid][bucket] = means[bucket].item()
-        keys = state["keys"].to(self.device)
-        for row, (serial, cells) in enumerate(zip(state["serials"].tolist(), self._cells(keys), strict=True)):
-            latent, feature = (state[name][row].to(self.device) for name in ("latents", "features"))
-            entry = _Entry(serial, keys[row], latent, feature, cells)
+        keys, latents, features = (state[name].to(self.device) for name in ("keys", "latents", "features"))
+        places = rules.places_of(keys, self.options)
+        for row, serial in enumerate(state["serials"].tolist()):
+            entry = Entry(serial, keys[row], latents[row], features[row], places[row])
             self._slots[serial % self.capacity] = entry
             for grid, joined in enumerate(state["member"][row].tolist()):
+                chain = self._chains[grid].setdefault(places[row][grid].bucket, [])
                 if joined:
-                    chain = self._chains[grid].setdefault(self._bucket(cells[grid]), [])
                     chain.append(entry)
-                    if len(chain) > self.options.queue_length:
-                        raise ValueError(f"a chain holds more than {self.options.queue_length} entries")
-
-
-def _flat(batch: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """``[B, ...]`` as ``[B, size]`` of ``dtype``."""
-    return batch.to(dtype).reshape(len(batch), size)
-
-
-def _finite(rows: Tensor) -> Tensor:
-    """Rule 10 for ``[B, n]``: bool ``[B]``."""
-    return torch.isfinite(rows).all(dim=1)
-
-
-def _float32(value: float) -> float:
-    """``value`` rounded to float32."""
-    return torch.tensor(value, dtype=torch.float32).item()
-
-
-def _saturate(value: float) -> int:
-    """A floored quotient as an int64; beyond its range, the nearest end of it."""
-    return 2**63 - 1 if value >= 2.0**63 else int(max(value, -(2.0**63)))
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine similarity in float32. The paper leaves open what a zero feature has: 0 here, and so for a sum beyond
-    float32."""
-    a, b = a.float(), b.float()
-    cosine = ((a * b).sum() / (a.square().sum().sqrt() * b.square().sum().sqrt())).item()
-    return cosine if math.isfinite(cosine) else 0.0
-
-
-def _stack(rows: list[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-    """Rows as ``[K, size]`` on the CPU, also when there are none."""
-    return torch.stack(rows).cpu() if rows else torch.zeros(0, size, dtype=dtype)
+                if len(chain) > self.options.queue_length:
+                    raise ValueError(f"a chain holds more than {self.options.queue_length} entries")

@@ -107,7 +107,12 @@ def _metadata(table: Any, state: dict[str, Tensor]) -> dict[str, str]:
         device=str(options.device),
     )
     text = json.dumps(fields)
-    return {"format": FORMAT, "version": VERSION, "options": text, "checksums": json.dumps(_sums(text, state))}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "options": text,
+        "checksums": json.dumps(_sums(text, state)),
+    }
 
 
 def _sums(options: str, state: dict[str, Tensor]) -> dict[str, int]:
@@ -120,11 +125,19 @@ def _sums(options: str, state: dict[str, Tensor]) -> dict[str, int]:
 
 def _check_metadata(path: str | os.PathLike[str], metadata: dict[str, str], names: set[str]) -> None:
     if metadata.get("format") != FORMAT:
-        _refuse(path, f"its format is {metadata.get('format')!r}, not {FORMAT!r}; give a file that HashTable.save wrote")
+        _refuse(
+            path,
+            f"its format is {metadata.get('format')!r}, not {FORMAT!r}; give a file that HashTable.save wrote",
+        )
     if metadata.get("version") != VERSION:
-        _refuse(path, f"its version is {metadata.get('version')!r}, this release reads {VERSION!r}; save it again")
+        _refuse(
+            path, f"its version is {metadata.get('version')!r}, this release reads {VERSION!r}; save it again"
+        )
     if names != set(_NAMES) or not {"options", "checksums"} <= set(metadata):
-        _refuse(path, f"it holds {sorted(names)} and {sorted(metadata)}, not {sorted(_NAMES)}, options and checksums")
+        _refuse(
+            path,
+            f"it holds {sorted(names)} and {sorted(metadata)}, not {sorted(_NAMES)}, options and checksums",
+        )
 
 
 def _check_sums(path: str | os.PathLike[str], metadata: dict[str, str], state: dict[str, Tensor]) -> None:
@@ -152,7 +165,9 @@ def _arguments(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     return arguments
 
 
-def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: int, state: dict[str, Tensor]) -> None:
+def _check_state(
+    path: str | os.PathLike[str], options: TableOptions, capacity: int, state: dict[str, Tensor]
+) -> None:
     """Refuses tensors that no table could have written. Chains longer than Q are refused by the table itself, which
     knows the buckets."""
     count, grids = state["serials"].numel(), len(options.grids)
@@ -168,7 +183,10 @@ def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: 
     for name, (shape, dtype) in expected.items():
         tensor = state[name]
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            _refuse(path, f"{name} is {list(tensor.shape)} {tensor.dtype}, its options call for {list(shape)} {dtype}")
+            _refuse(
+                path,
+                f"{name} is {list(tensor.shape)} {tensor.dtype}, its options call for {list(shape)} {dtype}",
+            )
     for name in ("keys", "latents", "features"):
         if not torch.isfinite(state[name]).all():
             _refuse(path, f"{name} holds numbers that are not finite")
@@ -179,7 +197,9 @@ def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: 
         _refuse(path, f"its counters contradict each other ({state['counters'].tolist()})")
     serials = state["serials"]
     first = max(0, appended - capacity)
-    if count and (int(serials[0]) < first or int(serials[-1]) >= appended or bool((serials.diff() <= 0).any())):
+    if count and (
+        int(serials[0]) < first or int(serials[-1]) >= appended or bool((serials.diff() <= 0).any())
+    ):
         _refuse(path, f"serials are not ascending numbers from {first} to {appended - 1}")
     if count > appended - rejected or not bool(state["member"].any(dim=1).all()):
         _refuse(path, "it holds entries that are in no chain, or more than were appended")
