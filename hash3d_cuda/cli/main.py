@@ -1,0 +1,116 @@
+"""Subcommands, exit codes, and errors as one line on stderr: 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = {
+    "generate": "a name or a picture to a 3D object",
+    "compare": "the same object without and with the cache: time, hit rate, quality",
+    "bench": "benchmarks of the table and the hook",
+    "info": "version, devices, build; what the shipped prior knows; example pictures",
+    "prepare-data": "render the views that the shipped prior is trained on",
+    "train-prior": "train the shipped prior",
+}
+FORWARDED = {"prepare-data": "hash3d_cuda.prior.prepare", "train-prior": "hash3d_cuda.prior.train"}
+EXAMPLES = """examples:
+  hash3d generate "teddy bear" --out bear
+  hash3d compare "teddy bear" --out bear-compared
+  hash3d info --objects
+"""
+
+
+class UsageError(Exception):
+    """A wrong option or value: exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"hash3d: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser(command: str | None = None) -> Parser:
+    """The whole command line; only ``command``'s own options are filled in, which keeps ``--help`` fast."""
+    parser = Parser(
+        prog="hash3d", description="3D from a 2D diffusion prior, with a pose-aware feature cache.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"hash3d {version()}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", add_help=name not in FORWARDED,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if name not in FORWARDED:
+            sub.add_argument(
+                "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            )
+        if name == command:
+            importlib.import_module(f"hash3d_cuda.cli.{name}").add_options(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return dispatch(arguments)
+    except SystemExit as end:  # argparse: 0 after --help, 2 after an error it has printed
+        return end.code if isinstance(end.code, int) else 1
+    except BrokenPipeError:  # e.g. `hash3d info --objects | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("hash3d: error: interrupted", file=sys.stderr)
+        return 1
+    except BaseException as error:
+        if debug:
+            raise
+        print(f"hash3d: error: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Runs the named subcommand."""
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    if name in FORWARDED:
+        rest = [word for word in arguments[arguments.index(name) + 1 :] if word != "--debug"]
+        return importlib.import_module(FORWARDED[name]).main(rest) or 0
+    options = build_parser(name if name in COMMANDS else None).parse_args(arguments)
+    return importlib.import_module(f"hash3d_cuda.cli.{options.command}").run(options)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line; the kinds that only a defect raises are named as such."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("hash3d_cuda"):
+        return f"the package {error.name!r} is missing; install it with: pip install 'hash3d-cuda[generate]'"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {str(error.filename)!r}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    expected = (ValueError, OSError, RuntimeError, UsageError, MemoryError, TypeError)
+    return (
+        text
+        if isinstance(error, expected)
+        else f"{type(error).__name__}: {text} (--debug shows the traceback)"
+    )
+
+
+def version() -> str:
+    """The installed version, without importing the package's engine."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("hash3d-cuda")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

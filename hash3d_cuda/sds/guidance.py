@@ -1,0 +1,99 @@
+"""Score distillation: the gradient that pulls rendered views towards what the prior expects (section 2 of the paper).
+
+With x_t = sqrt(abar) z + sqrt(1 - abar) eps, the classic gradient w(t) (eps_hat - eps) equals
+w(t) sqrt(abar / (1 - abar)) (z - z_hat), where z_hat is the predicted clean latent. So every kind of prediction is first
+turned into z_hat, and w(t) says how much each noise level counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hash3d_cuda.prior.base import Prior, Subject
+from hash3d_cuda.sds.sampler import StepViews
+
+
+def step_weight(weighting: str, abar: float) -> float:
+    """Weight of (z - z_hat) at one noise level.
+
+    ``"x0"``: 1, every level counts alike in the picture; ``"dreamfusion"``: w(t) = 1 - abar on the noise residual;
+    ``"uniform"``: w(t) = 1 on the noise residual.
+    """
+    if weighting == "x0":
+        return 1.0
+    ratio = math.sqrt(abar / max(1 - abar, 1e-8))
+    return ratio * (1 - abar) if weighting == "dreamfusion" else ratio
+
+
+def predicted_clean(prediction_type: str, output: Tensor, noisy: Tensor, abar: Tensor) -> Tensor:
+    """z_hat from the U-Net's output.
+
+    Args:
+        prediction_type: ``"sample"``, ``"epsilon"`` or ``"v_prediction"``.
+        output, noisy: float [B,C,h,w].
+        abar: float [B,1,1,1], the cumulative alphas.
+    """
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "epsilon":
+        return (noisy - (1 - abar).sqrt() * output) / abar.sqrt()
+    if prediction_type == "v_prediction":
+        return abar.sqrt() * noisy - (1 - abar).sqrt() * output
+    raise ValueError(
+        f"prediction_type: expected 'sample', 'epsilon' or 'v_prediction', got {prediction_type!r}"
+    )
+
+
+class Guidance:
+    """Asks the prior, through the cache when there is one, what the rendered views should look like.
+
+    Args:
+        prior: the prior.
+        subject: what it is asked for.
+        cache: what ``apply_hash3d`` returned, or None.
+        guidance_scale, weighting: as in the settings.
+    """
+
+    def __init__(self, prior: Prior, subject: Subject, cache: Any, guidance_scale: float, weighting: str):
+        self.prior, self.subject, self.cache = prior, subject, cache
+        self.guidance_scale, self.weighting = guidance_scale, weighting
+        self.abar = prior.alphas_cumprod.detach().double().cpu().tolist()
+
+    @torch.no_grad()
+    def target(self, latents: Tensor, views: StepViews, generator: torch.Generator) -> Tensor:
+        """The guided z_hat for latents float [B,*latent_shape] of ``views``; noise comes from ``generator``."""
+        timestep = torch.tensor(views.timestep, device=latents.device)
+        abar = self._per_view([self.abar[t] for t in views.timestep], latents)
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
+        output = self._forward(noisy, timestep, views).to(latents.dtype)
+        conditioned, plain = output.chunk(self.prior.groups)[:2]
+        guided = plain + self.guidance_scale * (conditioned - plain)
+        return predicted_clean(self.prior.prediction_type, guided, noisy, abar)
+
+    def loss(self, latents: Tensor, target: Tensor, views: StepViews) -> Tensor:
+        """A scalar whose gradient with respect to the latents is w(t) (z - z_hat), times 2/numel."""
+        weight = self._per_view([step_weight(self.weighting, self.abar[t]) for t in views.timestep], latents)
+        return (weight * (latents - target.detach()).square()).mean()
+
+    def _forward(self, noisy: Tensor, timestep: Tensor, views: StepViews) -> Tensor:
+        """The U-Net's output for all rows, group-major."""
+        prior = self.prior
+        poses = dict(elevation=views.elevation, azimuth=views.azimuth, radius=views.radius)
+        condition = prior.conditioning(self.subject, **poses)
+        sample = prior.model_input(noisy, self.subject)
+        dtype = next(prior.unet.parameters()).dtype
+        watched = contextlib.nullcontext()
+        if self.cache is not None:
+            watched = self.cache.views(**poses, timestep=views.timestep, condition=self.subject.label)
+        with watched:
+            return prior.unet(sample.to(dtype), timestep.repeat(prior.groups), **condition).sample
+
+    @staticmethod
+    def _per_view(values: list[float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[:, None, None, None]

@@ -1,0 +1,158 @@
+"""``generate``: from a prior and a subject to a folder with a 3D object in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hash3d_cuda.prior.base import Prior, Subject
+from hash3d_cuda.sds.checkpoint import find_checkpoint, read_about, remove_checkpoint
+from hash3d_cuda.sds.finite import require_finite_weights
+from hash3d_cuda.sds.interrupt import Interrupt
+from hash3d_cuda.sds.run import SdsRun
+from hash3d_cuda.sds.settings import GenerateSettings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress display needs after each step; ``x`` is the share of all views served from the cache."""
+
+    step: int
+    total: int
+    hits: int
+    misses: int
+    bypasses: int
+
+    @property
+    def hit_rate(self) -> float:
+        """hits / (hits + misses), 0 before the first retrieval."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
+
+    @property
+    def x(self) -> float:
+        """hits / all views."""
+        items = self.hits + self.misses + self.bypasses
+        return self.hits / items if items else 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`generate` hands back.
+
+    Attributes:
+        folder: where everything lies.
+        scene: the scene, on the run's device.
+        views: float [16,3,S,S] in 0..1 on the CPU, the evaluation views.
+        turntable: float [F,3,S,S] in 0..1 on the CPU, the frames of the written animation.
+        metrics: the content of ``metrics.json``.
+        interrupted: the run was ended early and can be resumed.
+    """
+
+    folder: Path
+    scene: Any
+    views: Tensor
+    turntable: Tensor
+    metrics: dict[str, Any]
+    interrupted: bool
+
+
+def generate(
+    prior: Prior,
+    subject: Subject,
+    settings: GenerateSettings,
+    out: str | Path,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    note: Mapping[str, Any] | None = None,
+) -> Result:
+    """Makes a 3D object by score distillation, with the prior's U-Net behind the cache.
+
+    A finished earlier run in ``out`` is replaced once the new one is complete; other files there are left alone.
+
+    Args:
+        prior: the 2D diffusion prior.
+        subject: from ``prior.resolve``.
+        settings: the options.
+        out: folder, made if missing.
+        progress: called after every step, never with anything that waits for the device.
+        resume: go on from the unfinished run in ``out``, with the very decisions it would have taken.
+        force: start over although ``out`` holds an unfinished run.
+        note: JSON values kept in the checkpoint for the caller (the command line keeps what it was asked for).
+
+    Raises:
+        ValueError: ``resume`` without a matching unfinished run, or an unfinished run without ``resume`` or ``force``.
+        OSError: ``out`` cannot be written; the last checkpoint stays.
+        NonFinite: NaN in the prior's weights or in the loss; the last checkpoint stays.
+    """
+    folder = prepare_folder(Path(out), resume, force)
+    require_finite_weights("the U-Net", prior.unet)
+    with Interrupt() as interrupt, SdsRun(prior, subject, settings, note) as run:
+        if resume:
+            run.restore(folder)
+        iterate(run, folder, interrupt, progress)
+        return finish(run, folder)
+
+
+def prepare_folder(folder: Path, resume: bool, force: bool) -> Path:
+    """Makes the folder, proves that it can be written, and protects an unfinished run in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise type(error)(f"out: cannot write to {str(folder)!r} ({reason}); choose another folder") from None
+    checkpoint = find_checkpoint(folder)
+    if resume and checkpoint is None:
+        raise ValueError(f"resume: no unfinished run in {str(folder)!r}; leave --resume away to start one")
+    if checkpoint is not None and not resume and not force:
+        about = read_about(checkpoint)
+        raise ValueError(
+            f"out: {str(folder)!r} holds an unfinished run ({about['subject']}, step {about['step']} of "
+            f"{about['settings']['steps']}); give --resume to go on or --force to start over"
+        )
+    if checkpoint is not None and not resume:
+        remove_checkpoint(folder)
+    return folder
+
+
+def iterate(
+    run: SdsRun, folder: Path, interrupt: Interrupt, progress: Callable[[Progress], None] | None
+) -> None:
+    """Steps until the end or an interrupt, with a checkpoint now and then and always one at the end."""
+    settings = run.settings
+    while run.step < settings.steps and not interrupt.requested:
+        run.train_step()
+        if progress is not None:
+            progress(Progress(run.step, settings.steps, **run.served))
+        if run.step % settings.checkpoint_every == 0 and run.step < settings.steps:
+            save_or_warn(run, folder)
+    run.time.collect(wait=True)
+    save_or_warn(run, folder)
+
+
+def save_or_warn(run: SdsRun, folder: Path) -> None:
+    """A checkpoint that cannot be written must not end a run that goes well: it says so and keeps the one before."""
+    try:
+        run.save(folder, with_table=run.step < run.settings.steps)
+    except OSError as error:
+        warnings.warn(f"no checkpoint at step {run.step}: {error}", RuntimeWarning, stacklevel=2)
+
+
+def finish(run: SdsRun, folder: Path) -> Result:
+    """Writes the results of a run that is complete or was interrupted."""
+    from hash3d_cuda.sds.outputs import write_outputs
+
+    interrupted = run.step < run.settings.steps
+    views, turntable, metrics = write_outputs(run, folder, interrupted)
+    if not interrupted:
+        remove_checkpoint(folder)
+    return Result(folder, run.scene, views, turntable, metrics, interrupted)

@@ -1,0 +1,110 @@
+"""Figures about a finished run: time, cache, memory, and the distance to the truth when it is known."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hash3d_cuda.prior.base import Subject
+from hash3d_cuda.prior.ground_truth import ground_truth_names, ground_truth_views
+from hash3d_cuda.sds.timing import StepLog, TimeSummary, summarise
+
+FORMAT = 1
+
+
+def image_quality(images: Tensor, truth: Tensor) -> dict[str, Any]:
+    """PSNR in dB and SSIM of ``images`` against ``truth``, both float [N,3,S,S] in 0..1, per view and on average."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    images = images.clamp(0, 1)
+    psnr = peak_signal_noise_ratio(images, truth, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    ssim = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
+    return {
+        "psnr": float(psnr.mean()),
+        "ssim": float(ssim.mean()),
+        "psnr_per_view": [round(value, 3) for value in psnr.tolist()],
+        "ssim_per_view": [round(value, 4) for value in ssim.tolist()],
+    }
+
+
+def known_truth(subject: Subject, size: int) -> Tensor | None:
+    """The subject's true evaluation views float [16,3,size,size], or None when none are bundled at that size."""
+    if subject.name is None or subject.name not in ground_truth_names():
+        return None
+    images = ground_truth_views(subject.name)[0]
+    return images if images.shape[-1] == size else None
+
+
+def time_metrics(log: StepLog) -> tuple[dict[str, Any], TimeSummary]:
+    """The time split of a run for ``metrics.json``."""
+    summary = summarise(log)
+    steps = max(len(log.rows), 1)
+    return {
+        "total_s": summary.total,
+        "per_step_s": summary.total / steps,
+        "split_s": summary.split,
+        "per_step_split_s": {name: seconds / steps for name, seconds in summary.split.items()},
+        "unet_full_per_view_s": summary.full_per_item,
+        "unet_hit_per_view_s": summary.hit_per_item,
+        "hit_cost_r": summary.hit_cost,
+    }, summary
+
+
+def cache_metrics(served: dict[str, int], cache: Any) -> dict[str, Any]:
+    """What the cache did, in views; ``x`` is the share of all views that it served."""
+    items, tried = sum(served.values()), served["hits"] + served["misses"]
+    figures: dict[str, Any] = {
+        "enabled": cache is not None,
+        **served,
+        "hit_rate": served["hits"] / tried if tried else 0.0,
+        "x": served["hits"] / items if items else 0.0,
+    }
+    if cache is not None:
+        stats = cache.stats()
+        for name in ("forwards", "rejected", "rows_saved", "nbytes", "host_syncs"):
+            figures[name] = getattr(stats, name, None)
+        if cache.table is not None:
+            figures |= {"entries": len(cache.table), "capacity": cache.table.capacity}
+    return figures
+
+
+def memory_metrics(cache: Any, device: torch.device) -> dict[str, int]:
+    """Bytes: the table, the process's peak, the device's peak."""
+    table = cache.table.nbytes if cache is not None and cache.table is not None else 0
+    scale = 1 if platform.system() == "Darwin" else 1024
+    figures = {
+        "table_bytes": table,
+        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+    }
+    if device.type == "cuda":
+        figures["device_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return figures
+
+
+def versions() -> dict[str, str]:
+    """What ran this."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "torch": torch.__version__}
+    for name in ("hash3d-cuda", "diffusers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def history(log: StepLog, points: int = 200) -> dict[str, list[float]]:
+    """Cumulative hit rate and x over the steps, thinned to at most ``points`` for plots."""
+    hits, misses, bypasses = (log.column(name).cumsum() for name in ("hits", "misses", "bypasses"))
+    stride = max(1, -(-len(hits) // points))
+    keep = sorted({*range(stride - 1, len(hits), stride), len(hits) - 1} - {-1})
+    tried, items = (hits + misses).clip(min=1), (hits + misses + bypasses).clip(min=1)
+    return {
+        "step": [index + 1 for index in keep],
+        "hit_rate": [round(float(hits[i] / tried[i]), 5) for i in keep],
+        "x": [round(float(hits[i] / items[i]), 5) for i in keep],
+    }

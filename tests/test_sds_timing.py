@@ -1,0 +1,71 @@
+"""The time split: parts, the table inside the U-Net, and the cost of a hit."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from hash3d_cuda.sds.metrics import history
+from hash3d_cuda.sds.timing import COLUMNS, StepLog, TimeSplit, item_costs, summarise
+
+
+class Table:
+    def query(self, value):
+        time.sleep(0.02)
+        return value + 1
+
+    append = query
+
+
+def test_parts_are_measured_and_the_table_is_taken_out_of_the_unet():
+    log = StepLog()
+    split = TimeSplit(torch.device("cpu"), log)
+    table = Table()
+    split.watch_table(table)
+    with split.step() as row:
+        with split.measure("render"):
+            time.sleep(0.01)
+        with split.measure("unet"):
+            assert table.query(1) == 2 and table.append(2) == 3
+            time.sleep(0.03)
+        log.add(row, "misses", 2)
+    summary = summarise(log)
+    assert 0.01 <= summary.split["render"] < 0.03
+    assert 0.04 <= summary.split["table"] < 0.07
+    assert 0.03 <= summary.split["unet_full"] < 0.06 and summary.split["unet_hit"] == 0
+    assert sum(summary.split.values()) == pytest.approx(summary.total)
+    before = log.array().copy()
+    Table().query(1)
+    assert np.array_equal(log.array(), before), "another table is not watched"
+
+
+def test_mixed_steps_are_divided_by_the_cost_of_either_kind():
+    full, hits = np.array([2, 2, 0, 1, 2]), np.array([0, 0, 2, 1, 0])
+    unet = full * 0.10 + hits * 0.02
+    assert item_costs(unet, full, hits) == pytest.approx((0.10, 0.02))
+    only_mixed = item_costs(unet[[0, 1, 3]], full[[0, 1, 3]], hits[[0, 1, 3]])
+    assert only_mixed == pytest.approx((0.10, 0.02)), "no step was all hits"
+    assert item_costs(unet[:2], full[:2], hits[:2]) == (pytest.approx(0.10), None)
+    rows = np.zeros((5, len(COLUMNS)))
+    rows[:, COLUMNS.index("unet")], rows[:, COLUMNS.index("hits")] = unet, hits
+    rows[:, COLUMNS.index("bypasses")], rows[:, COLUMNS.index("wall")] = full, unet
+    summary = summarise(StepLog(rows))
+    assert summary.split["unet_full"] == pytest.approx(0.7) and summary.split["unet_hit"] == pytest.approx(
+        0.06
+    )
+    assert summary.hit_cost == pytest.approx(0.2)
+
+
+def test_empty_log_and_history():
+    assert summarise(StepLog()).total == 0
+    assert history(StepLog()) == {"step": [], "hit_rate": [], "x": []}
+    log = StepLog()
+    for step in range(450):
+        row = log.start_row()
+        log.add(row, "hits" if step % 3 == 0 else "misses" if step % 3 == 1 else "bypasses", 1)
+    thinned = history(log)
+    assert len(thinned["step"]) <= 200 and thinned["step"][-1] == 450
+    assert thinned["hit_rate"][-1] == 0.5 and thinned["x"][-1] == pytest.approx(1 / 3, abs=1e-4)
