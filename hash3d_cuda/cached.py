@@ -1,0 +1,157 @@
+"""One forward through the cache: coin -> (bypass | look-up) -> head -> deep of what misses -> append -> tail."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from .config import Hash3DConfig
+from .parts import Parts
+from .rows import RowLayout
+from .stats import Decision
+from .store import TableStore
+from .unet import UNetCall
+from .unet.call import take_rows
+
+_Found = list[Tensor | None]  # per item its feature [G, ...], or None where the full U-Net must run
+
+
+class CachedForward:
+    """Runs calls through ``parts`` and the tables, which it builds when the first feature shows its shape.
+
+    All calls must be of one shape per item until ``forget_shapes()``; the caller sees to that.
+    """
+
+    def __init__(self, config: Hash3DConfig, layout: RowLayout, parts: Parts, latent_channels: int) -> None:
+        self.store: TableStore | None = None
+        self._config = config
+        self.layout = layout
+        self._parts = parts
+        self._latent_channels = latent_channels
+        self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
+        self._room: Tensor | None = None  # [B, G, ...] of the stored dtype, what retrievals write into
+        self._dtype = torch.float32  # of the features as the model makes them; so is the format
+        self._format = torch.contiguous_format
+        self._rejected = 0  # by stores since dropped
+
+    def __call__(
+        self, call: UNetCall, keys: Tensor, conditions: Sequence[Hashable]
+    ) -> tuple[Tensor, Decision]:
+        """Returns the U-Net's output ``[rows, out_channels, H, W]``, and what became of the items.
+
+        Args:
+            call: the U-Net's arguments.
+            keys: float32 ``[B, 4]`` on the host.
+            conditions: per item, what its entries are filed under.
+        """
+        items = self.layout.items(len(keys))
+        latents = self._latents(call.sample, [rows[0] for rows in items])
+        tried = self._coin.random() < self._config.eta
+        found = self._retrieve(keys, latents, conditions) if tried else [None] * len(items)
+        missing = [item for item, entry in enumerate(found) if entry is None]
+        feature = None
+        with self._parts.during(call) as entered:
+            state = self._parts.prepare(call, entered)
+            if missing:
+                rows = [row for item in missing for row in items[item]]
+                feature = self._parts.compute(call, state, rows if len(missing) < len(items) else None)
+                if len(missing) == len(items):  # then the rows came in the batch's order
+                    self._append(keys, latents, conditions, missing, take_rows(feature, rows, len(feature)))
+                else:
+                    self._append(keys, latents, conditions, missing, feature)
+            # The append comes first: under FreeU the tail scales the feature in place.
+            output = self._parts.finish(state, self._merge(found, missing, feature))
+        fallback = "miss" if tried else "bypass"
+        return output, Decision(tuple(fallback if entry is None else "hit" for entry in found))
+
+    @property
+    def rejected(self) -> int:
+        """Items that were not stored because something in them was not finite."""
+        return self._rejected + (0 if self.store is None else self.store.rejected)
+
+    def forget_shapes(self) -> None:
+        """Drops tables and buffers, so that the next forward may have another shape."""
+        self._rejected = self.rejected
+        self.store = self._room = None
+
+    def _latents(self, sample: Tensor, firsts: Sequence[int]) -> Tensor:
+        """The noisy part of every item's first row, ``[B, out_channels, H, W]``."""
+        return take_rows(sample, firsts, len(sample))[:, : self._latent_channels]
+
+    def _retrieve(self, keys: Tensor, latents: Tensor, conditions: Sequence[Hashable]) -> _Found:
+        """Queries the table of every condition for its items. What comes back lives in ``_room`` until the next
+        call."""
+        found: _Found = [None] * len(keys)
+        if self.store is None:
+            return found
+        start = 0
+        for condition, members in _members(conditions).items():
+            table = self.store.find(condition)
+            if table is None:
+                continue
+            room = self._make_room(len(keys))[start : start + len(members)]
+            start += len(members)
+            picked = take_rows(latents, members, len(latents))
+            result = table.query(keys[members].to(latents.device), picked, out=room)
+            for item, hit, feature in zip(members, result.hit.tolist(), room, strict=True):
+                found[item] = feature if hit else None
+        return found
+
+    def _append(
+        self,
+        keys: Tensor,
+        latents: Tensor,
+        conditions: Sequence[Hashable],
+        missing: Sequence[int],
+        feature: Tensor,
+    ) -> None:
+        """Stores what was computed for the ``missing`` items: ``feature`` ``[len(missing) * G, ...]``, item by item."""
+        groups = self._config.groups
+        entries = feature.unflatten(0, (len(missing), groups))
+        self._dtype = feature.dtype
+        self._format = _memory_format(feature)
+        if self.store is None:
+            self.store = TableStore(
+                self._config, entries.shape[1:], latents.shape[1:], feature.dtype, feature.device
+            )
+        for condition, places in _members([conditions[item] for item in missing]).items():
+            members = [missing[place] for place in places]
+            self.store.get(condition).append(
+                keys[members].to(feature.device),
+                take_rows(latents, members, len(latents)),
+                take_rows(entries, places, len(entries)),
+            )
+
+    def _merge(self, found: _Found, missing: Sequence[int], feature: Tensor | None) -> Tensor:
+        """The features of all rows, in the batch's order: those retrieved and those computed."""
+        if feature is not None and len(missing) == len(found):
+            return feature
+        entries = [entry if entry is None else entry.to(self._dtype) for entry in found]
+        for place, item in enumerate(missing):
+            entries[item] = feature.unflatten(0, (len(missing), self._config.groups))[place]
+        return self.layout.assemble(entries).contiguous(memory_format=self._format)
+
+    def _make_room(self, batch: int) -> Tensor:
+        """A buffer ``[batch, G, ...]`` that retrievals share."""
+        if self._room is None or len(self._room) < batch:
+            store = self.store
+            with torch.inference_mode(False):  # or it could not be written to outside inference mode
+                shape = (batch, *store.feature_shape)
+                self._room = torch.empty(shape, dtype=store.feature_dtype, device=store.device)
+        return self._room[:batch]
+
+
+def _members(conditions: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """Condition -> the places where it stands, in order."""
+    members: dict[Hashable, list[int]] = {}
+    for place, condition in enumerate(conditions):
+        members.setdefault(condition, []).append(place)
+    return members
+
+
+def _memory_format(feature: Tensor) -> torch.memory_format:
+    channels_last = feature.dim() == 4 and feature.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not feature.is_contiguous() else torch.contiguous_format

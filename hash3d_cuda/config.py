@@ -1,0 +1,121 @@
+"""Options of the cache under a diffusers U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice, check_int, check_real, fail, parse_bytes
+from .keys import PAPER_GRIDS, Grid
+from .options import TableOptions
+
+MODES = ("feature", "noise")
+ROW_ORDERS = ("group-major", "item-major", "perp-neg")
+DEFAULT_MEMORY_BUDGET = "2GiB"
+# Handed to the table as they are.
+_TABLE_OPTIONS = (
+    "grids",
+    "num_buckets",
+    "queue_length",
+    "match",
+    "weighting",
+    "similarity_decay",
+    "initial_similarity",
+    "min_similarity",
+    "azimuth_period",
+)
+
+
+@dataclass
+class Hash3DConfig:
+    """What :func:`hash3d_cuda.apply_hash3d` is told. Everything has a default; all is validated at once.
+
+    Attributes:
+        eta: probability, per forward, that a retrieval is tried (the paper's section 3.2). The paper and its released
+            code use 0.1 to 0.5; time saved grows with it.
+        position: k, the number of up-resnets that still run on a hit, 1 to 12 for SD and Zero123, 1 to 9 for SDXL.
+            2 is the paper's cut. Smaller is faster, and reuses more.
+        groups: rows of the batch that belong to one item (view): 2 under classifier-free guidance, 4 with perp-neg.
+        rows: how the rows lie. ``"group-major"``: ``cat([x] * groups)``; ``"item-major"``: an item's rows are
+            neighbours; ``"perp-neg"``: text B, uncond B, then the negatives of item 0, of item 1, ... Or a callable
+            ``(B, groups) -> [B, groups]`` row numbers, or such a matrix for one fixed B.
+        mode: ``"feature"`` caches the activation at the cut; ``"noise"`` the U-Net's output (the paper's ablation).
+        capacity: entries, or ``memory_budget``: bytes or a string such as ``"2GiB"``. At most one of the two; with
+            neither, the budget is 2 GiB. It is allocated at the first forward and never grows.
+        max_conditions: how many condition ids are remembered side by side; each gets an equal share of the memory.
+            With more in turn than that, the one not used for longest is forgotten. 1: a change forgets everything.
+        seed: of the coin, which is the cache's own: global random states are neither read nor changed.
+        strict: refuse poses and timesteps that lie on a GPU, instead of copying them (``stats().host_syncs``).
+        compile: compile head, deep and tail with ``torch.compile(fullgraph=True)``; a dict is handed to it.
+        feature_dtype: of the stored features; None keeps the feature's own, which makes a repeat exact.
+        grids, num_buckets, queue_length, match, weighting, similarity_decay, initial_similarity, min_similarity,
+        azimuth_period: as in :class:`hash3d_cuda.HashTable`.
+
+    Raises:
+        TypeError, ValueError: naming the option, what was expected, what came, and the remedy.
+    """
+
+    eta: float = 0.1
+    position: int = 2
+    groups: int = 2
+    rows: str | Callable[[int, int], Any] | Sequence[Sequence[int]] | Tensor = "group-major"
+    mode: str = "feature"
+    memory_budget: int | str | None = None
+    capacity: int | None = None
+    max_conditions: int = 1
+    seed: int = 0
+    strict: bool = False
+    compile: bool | dict[str, Any] = False
+    grids: Sequence[Grid] = PAPER_GRIDS
+    num_buckets: int = 100_003
+    queue_length: int = 3
+    match: str = "cell"
+    weighting: str = "softmax"
+    similarity_decay: float = 0.9
+    initial_similarity: float = 1.0
+    min_similarity: float | None = None
+    azimuth_period: float | None = 360.0
+    feature_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self.eta = check_real("eta", self.eta, 0.0, 1.0)
+        self.position = check_int("position", self.position, 1)
+        self.groups = check_int("groups", self.groups, 1)
+        self.max_conditions = check_int("max_conditions", self.max_conditions, 1)
+        self.seed = check_int("seed", self.seed, 0)
+        check_choice("mode", self.mode, MODES)
+        for name, kinds in (("strict", bool), ("compile", (bool, dict))):
+            if not isinstance(getattr(self, name), kinds):
+                fail(
+                    TypeError, name, "True or False", getattr(self, name), f"pass {name}=True or leave it out"
+                )
+        if isinstance(self.rows, str):
+            check_choice("rows", self.rows, ROW_ORDERS)
+        if self.rows == "perp-neg" and self.groups < 3:
+            fail(ValueError, "groups", 'at least 3 with rows="perp-neg"', self.groups, "pass groups=4")
+        if self.memory_budget is None and self.capacity is None:
+            self.memory_budget = DEFAULT_MEMORY_BUDGET
+        if self.capacity is not None and check_int("capacity", self.capacity, 1) < self.max_conditions:
+            expected = f"at least max_conditions ({self.max_conditions}), which share it"
+            fail(ValueError, "capacity", expected, self.capacity, "raise it, or lower max_conditions")
+        arguments = self.table_arguments(torch.float32, torch.device("cpu"))
+        self.grids = TableOptions.build((1,), (1,), **arguments).grids
+
+    def table_arguments(self, feature_dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        """The keyword arguments of one condition's :class:`hash3d_cuda.HashTable`, its share of the memory included.
+        ``feature_dtype`` is the feature's own."""
+        share = {"capacity": None, "memory_budget": None}
+        if self.memory_budget is not None:
+            share["memory_budget"] = parse_bytes("memory_budget", self.memory_budget) // self.max_conditions
+        if self.capacity is not None:
+            share["capacity"] = check_int("capacity", self.capacity, 1) // self.max_conditions
+        return {
+            **{name: getattr(self, name) for name in _TABLE_OPTIONS},
+            **share,
+            "feature_dtype": feature_dtype if self.feature_dtype is None else self.feature_dtype,
+            "device": device,
+        }

@@ -1,0 +1,263 @@
+"""The cache under a diffusers U-Net: ``apply_hash3d`` and the handle it returns (section 3 of the paper).
+
+The hook is one named root hook in diffusers' ``HookRegistry``. What it cannot treat (gradients wanted, another shape,
+foreign code in the way, ...) goes to the U-Net's own forward, so that the answer is always right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor
+
+from .cached import CachedForward
+from .checks import FEATURE_DTYPES, fail
+from .config import Hash3DConfig
+from .fingerprint import ModelState
+from .parts import FeatureParts, NoiseParts
+from .poses import HostCopies, Views
+from .root_hook import RootHook, has_hook, is_bare
+from .rows import RowLayout
+from .stats import CacheStats, Decision
+from .store import HashTable
+from .unet import UNetCall, count_positions
+
+# Reasons for which a call inside ``views`` goes to the plain U-Net, and the remedies.
+_REASONS = {
+    "arguments": "the call has arguments that this version of hash3d-cuda does not know",
+    "dtype": "the sample is not a float32, float16 or bfloat16 tensor",
+    "device": "the sample is neither on a CPU nor on a CUDA device",
+    "gligen": "GLIGEN's grounding (cross_attention_kwargs) is not split",
+    "gradients": "gradients are wanted through it; run it under torch.no_grad(), or call unet.requires_grad_(False)",
+    "rows": "the batch does not divide by Hash3DConfig.groups; check groups, or wrap the call in cache.bypass()",
+    "hooks": "other code is wrapped around the U-Net's forward, or around the block that is cut; apply it after the "
+    "cache, or choose another position",
+    "shape": "the call differs from the first in shape, dtype, device or autocast; call cache.clear() to start anew "
+    "with it, or use one cache per shape",
+}
+
+
+def apply_hash3d(unet: UNet2DConditionModel, config: Hash3DConfig | None = None) -> Hash3DCache:
+    """Puts a cache under ``unet`` and returns its handle. The user's own calls of the U-Net stay as they are.
+
+    Args:
+        unet: a diffusers U-Net; it is changed in place, until ``remove()``.
+        config: see :class:`Hash3DConfig`; by default all its defaults.
+
+    Raises:
+        TypeError: not a ``UNet2DConditionModel``, or one whose blocks cannot be cut.
+        ValueError: the U-Net has a cache already, or has no such position.
+    """
+    config = Hash3DConfig() if config is None else config
+    if not isinstance(config, Hash3DConfig):
+        fail(TypeError, "config", "a Hash3DConfig", config, "pass hash3d_cuda.Hash3DConfig(...)")
+    positions = count_positions(unet)
+    if config.position > positions:
+        fail(
+            ValueError, "position", f"1 to {positions} for this U-Net", config.position, "choose one of these"
+        )
+    if has_hook(unet):
+        raise ValueError(
+            "apply_hash3d: expected a U-Net without a cache, got one that has one; use its handle, or call remove() "
+            "on it first"
+        )
+    return Hash3DCache(unet, config)
+
+
+class Hash3DCache:
+    """The handle of a cache under a U-Net. Poses are told per thread; forwards inside ``views`` run one at a time.
+
+    Attributes:
+        config: the configuration; do not change it.
+        last: a :class:`Decision`: what became of the items of the last forward.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, config: Hash3DConfig) -> None:
+        self.config = config
+        self.last = Decision(plain="no forward yet")
+        self._unet: UNet2DConditionModel | None = unet
+        self._hook = RootHook(unet, self._forward)
+        self._parts = FeatureParts(unet, config) if config.mode == "feature" else NoiseParts(self._hook.plain)
+        self._cached = CachedForward(
+            config, RowLayout(config.rows, config.groups), self._parts, unet.config.out_channels
+        )
+        self._state = ModelState(unet)
+        self._signature: tuple[Any, ...] | None = None  # the shape per item that the tables are built for
+        self._relearn = False  # after clear(): another shape may take their place
+        self._copies = HostCopies(config.strict)
+        self._local = _Scopes()
+        self._lock = threading.RLock()
+        self._counts: Counter[str] = Counter()
+        self._warned: set[str] = set()
+        self._hook.install()
+
+    @contextlib.contextmanager
+    def views(
+        self, elevation: Any, azimuth: Any, radius: Any, timestep: Any = None, condition: Any = None
+    ) -> Iterator[Hash3DCache]:
+        """Tells the poses of the items that the U-Net is called with inside the block; the innermost one counts.
+
+        Args:
+            elevation, azimuth, radius: degrees, degrees, scene units: a number, or B of them in a sequence, array or
+                tensor. Host values cost nothing; a CUDA tensor is waited for.
+            timestep: the same. None: taken from the U-Net's own argument.
+            condition: a hashable id of everything else the features depend on - prompt, input image, ControlNet
+                picture - or a list of B ids. Entries are only reused under an equal id. None is an id too: with it the
+                caller vouches that all that is not in the key stays the same. Changes of the weights, attention
+                processors, LoRA scales, FreeU and of which inputs are given are noticed without it.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        views = Views(elevation, azimuth, radius, timestep, condition, self._copies)
+        self._local.views.append(views)
+        try:
+            yield self
+        finally:
+            self._local.views.pop()
+
+    @contextlib.contextmanager
+    def bypass(self) -> Iterator[Hash3DCache]:
+        """Inside the block the U-Net is as if there were no cache: nothing is looked up, stored or counted, also inside
+        ``views``, whichever is the outer one."""
+        self._local.bypasses += 1
+        try:
+            yield self
+        finally:
+            self._local.bypasses -= 1
+
+    @property
+    def table(self) -> HashTable | None:
+        """The table, that of the last condition when there are several; None before the first forward."""
+        return None if self._cached.store is None else self._cached.store.current
+
+    def stats(self) -> CacheStats:
+        """The counters; see :class:`CacheStats`."""
+        counts, cached = self._counts, self._cached
+        return CacheStats(
+            forwards=counts["forward"],
+            hits=counts["hit"],
+            misses=counts["miss"],
+            bypasses=counts["bypass"],
+            rejected=cached.rejected,
+            rows_saved=counts["hit"] * self.config.groups,
+            nbytes=0 if cached.store is None else cached.store.nbytes,
+            host_syncs=self._copies.count,
+        )
+
+    def clear(self) -> None:
+        """Forgets every entry. The coin goes on, the counters stay, and the next forward may have another shape."""
+        with self._lock:
+            if self._cached.store is not None:
+                self._cached.store.clear()
+            self._relearn = True
+
+    def remove(self) -> None:
+        """Takes the cache away: the U-Net is as it was before, and the tables' memory is free. The counters stay
+        readable. A second call does nothing.
+
+        Raises:
+            RuntimeError: something else was wrapped around the U-Net's forward since; take that away first.
+        """
+        with self._lock:
+            if self._unet is None:
+                return
+            self._hook.uninstall()
+            self._cached.forget_shapes()
+            self._unet = None
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The hooked forward."""
+        views = self._local.current
+        if views is None:
+            self.last = Decision(plain="outside views")
+            return self._hook.original(*args, **kwargs)
+        with self._lock:
+            self._counts["forward"] += 1
+            try:
+                call = UNetCall(*args, **kwargs)
+            except TypeError:  # an argument of a later diffusers, or the model's own complaint
+                return self._run_plain("arguments", args, kwargs, 0)
+            rows, groups = len(call.sample), self.config.groups
+            reason = self._why_plain(call)
+            if reason is not None:
+                return self._run_plain(reason, args, kwargs, max(rows // groups, 1))
+            output = self._run_cached(call, views)
+        return UNet2DConditionOutput(sample=output) if call.return_dict else (output,)
+
+    def _run_cached(self, call: UNetCall, views: Views) -> Tensor:
+        rows = len(call.sample)
+        batch = rows // self.config.groups
+        firsts = [rows_of_item[0] for rows_of_item in self._cached.layout.items(batch)]
+        keys = views.keys(call.timestep, firsts, rows)
+        state = self._state.fingerprint(call)
+        conditions = [(condition, state) for condition in views.conditions(batch)]
+        output, self.last = self._cached(call, keys, conditions)
+        self._counts.update(self.last.kinds)
+        self._signature, self._relearn = _signature(call), False
+        return output
+
+    def _run_plain(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], items: int) -> Any:
+        """Runs the U-Net as if there were no cache, though inside ``views``."""
+        self._counts["bypass"] += items
+        self.last = Decision(plain=reason)
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(
+                f"hash3d: the plain U-Net runs, uncached: {_REASONS[reason]}", RuntimeWarning, stacklevel=2
+            )
+        return self._hook.original(*args, **kwargs)
+
+    def _why_plain(self, call: UNetCall) -> str | None:
+        """Why this call cannot go through the cache, or None."""
+        if not isinstance(call.sample, Tensor) or call.sample.dtype not in FEATURE_DTYPES:
+            return "dtype"
+        if call.sample.device.type not in ("cpu", "cuda"):
+            return "device"
+        if (call.cross_attention_kwargs or {}).get("gligen") is not None:
+            return "gligen"
+        if torch.is_grad_enabled() and self._wants_gradients(call):
+            return "gradients"
+        if len(call.sample) == 0 or len(call.sample) % self.config.groups != 0:
+            return "rows"
+        if not (self._hook.is_innermost and all(is_bare(block) for block in self._parts.cut_blocks)):
+            return "hooks"
+        if self._signature is not None and _signature(call) != self._signature:
+            if not self._relearn:
+                return "shape"
+            self._cached.forget_shapes()
+            self._signature = None
+        return None
+
+    def _wants_gradients(self, call: UNetCall) -> bool:
+        if any(tensor.requires_grad for tensor in call.tensors()):
+            return True
+        return any(parameter.requires_grad for parameter in self._unet.parameters())
+
+
+class _Scopes(threading.local):
+    """The ``views`` and ``bypass`` blocks that the current thread is in."""
+
+    def __init__(self) -> None:
+        self.views: list[Views] = []
+        self.bypasses = 0
+
+    @property
+    def current(self) -> Views | None:
+        return self.views[-1] if self.views and not self.bypasses else None
+
+
+def _signature(call: UNetCall) -> tuple[Any, ...]:
+    """What must be the same for all calls of one table."""
+    sample = call.sample
+    kind = sample.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return (sample.shape[1:], sample.dtype, sample.device, autocast)

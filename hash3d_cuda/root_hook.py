@@ -1,0 +1,88 @@
+"""The one hook on a U-Net: put into diffusers' ``HookRegistry``, and taken out without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import Tensor, nn
+
+from .unet import UNetCall
+
+HOOK_NAME = "hash3d_cache"
+_REGISTRY = "_diffusers_hook"  # where diffusers keeps a module's registry
+
+
+def has_hook(unet: nn.Module) -> bool:
+    """Whether a U-Net carries a cache."""
+    registry = getattr(unet, _REGISTRY, None)
+    return registry is not None and registry.get_hook(HOOK_NAME) is not None
+
+
+class RootHook(ModelHook):
+    """Hands a U-Net's calls to ``forward(args, kwargs)``.
+
+    Args:
+        unet: the U-Net; nothing is changed before ``install()``.
+        forward: takes the place of the U-Net's forward; ``original`` is what it replaced.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, forward: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    ) -> None:
+        super().__init__()
+        self._unet = unet
+        self._forward = forward
+
+    def install(self) -> None:
+        """Puts the hook on the U-Net."""
+        self._had_registry = hasattr(self._unet, _REGISTRY)
+        self._had_forward = "forward" in vars(self._unet)
+        HookRegistry.check_if_exists_or_initialize(self._unet).register_hook(self, HOOK_NAME)
+        self._installed = self._unet.forward
+
+    def uninstall(self) -> None:
+        """Takes the hook off: the U-Net has the attributes it had before.
+
+        Raises:
+            RuntimeError: something that is not in diffusers' registry was wrapped around the forward since.
+        """
+        registry = getattr(self._unet, _REGISTRY)
+        is_last = registry._hook_order[-1] == HOOK_NAME
+        if is_last and self._unet.forward is not self._installed:
+            raise RuntimeError(
+                "remove: expected the U-Net's forward as apply_hash3d left it, got one wrapped by other code since; "
+                "take that away first (for accelerate: remove_hook_from_module)"
+            )
+        registry.remove_hook(HOOK_NAME, recurse=False)
+        if not self._had_registry and not registry.hooks:
+            delattr(self._unet, _REGISTRY)
+        if not self._had_forward and is_bare(self._unet):
+            del self._unet.forward
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward below this hook, with whatever else is hooked in there."""
+        return self.fn_ref.original_forward(*args, **kwargs)
+
+    def plain(self, call: UNetCall) -> Tensor:
+        """The output of ``original``, ``[rows, out_channels, H, W]``."""
+        return self.original(**{**call.as_kwargs(), "return_dict": False})[0]
+
+    @property
+    def is_innermost(self) -> bool:
+        """Whether nothing else is hooked in below this hook."""
+        return getattr(self.fn_ref.original_forward, "__func__", None) is type(self._unet).forward
+
+    # diffusers calls this in place of the forward. Compiled code must not look inside: the choice is the host's.
+    @torch.compiler.disable
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(args, kwargs)
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs its class's forward and nothing else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return not hooked and getattr(module.forward, "__func__", None) is type(module).forward

@@ -1,0 +1,84 @@
+"""One table per condition, within one memory budget."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from .config import Hash3DConfig
+
+try:
+    from .table import HashTable
+except ImportError:
+    from .reference import HashTable
+
+
+class TableStore:
+    """Keeps at most ``max_conditions`` tables of equal size. A condition that is new takes the table of the one not
+    used for longest, emptied: an entry is never seen under another condition than its own.
+
+    Tables are allocated when first needed and kept, so that memory stays within the budget from then on.
+    """
+
+    def __init__(
+        self,
+        config: Hash3DConfig,
+        feature_shape: Sequence[int],
+        latent_shape: Sequence[int],
+        feature_dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._arguments = config.table_arguments(feature_dtype, device)
+        self.feature_shape = tuple(feature_shape)
+        self.feature_dtype: torch.dtype = self._arguments["feature_dtype"]
+        self.device = device
+        self._latent_shape = tuple(latent_shape)
+        self._limit = config.max_conditions
+        self._tables: OrderedDict[Hashable, HashTable] = OrderedDict()  # least recently used first
+        self._rejected = 0  # by tables since emptied
+
+    def find(self, condition: Hashable) -> HashTable | None:
+        """The table of ``condition``, or None when it has none."""
+        table = self._tables.get(condition)
+        if table is not None:
+            self._tables.move_to_end(condition)
+        return table
+
+    def get(self, condition: Hashable) -> HashTable:
+        """The table of ``condition``, an empty one when it has had none."""
+        table = self.find(condition)
+        if table is None:
+            if len(self._tables) < self._limit:
+                with torch.inference_mode(False):  # or it could not be written to outside inference mode
+                    table = HashTable(self.feature_shape, self._latent_shape, **self._arguments)
+            else:
+                _, table = self._tables.popitem(last=False)
+                self._empty(table)
+            self._tables[condition] = table
+        return table
+
+    @property
+    def current(self) -> HashTable | None:
+        """The table used last."""
+        return next(reversed(self._tables.values()), None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(table.nbytes for table in self._tables.values())
+
+    @property
+    def rejected(self) -> int:
+        """Items rejected by any table, also before it was emptied."""
+        return self._rejected + sum(table.stats().rejected for table in self._tables.values())
+
+    def clear(self) -> None:
+        """Empties every table; ``rejected`` stays."""
+        for table in self._tables.values():
+            self._empty(table)
+
+    def _empty(self, table: HashTable) -> None:
+        self._rejected += table.stats().rejected
+        table.clear()
