@@ -92,7 +92,7 @@ def _column(name: str, value: Any) -> Tensor:
         try:
             array = np.asarray(value)
             if array.dtype == object:  # e.g. a list of 0-d tensors
-                array = array.astype(np.float64)
+                array = np.array([float(item) for item in value])
             column = torch.as_tensor(array) if array.dtype.kind in "iuf" else None
         except (TypeError, ValueError, RuntimeError):
             column = None

@@ -51,7 +51,10 @@ def save(table: Any, path: str | os.PathLike[str]) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     state = {name: tensor.contiguous() for name, tensor in table._state_dict().items()}
     try:
+        with open(temporary, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # what a new file gets here; save_file makes its own private
         save_file(state, temporary, metadata=_metadata(table, state))
+        os.chmod(temporary, mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

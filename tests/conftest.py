@@ -1,0 +1,30 @@
+"""Fixtures that the table's tests share: every backend, and every device that the engine serves."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import hash3d_cuda as h3d
+
+
+def _devices() -> list[str]:
+    """The CPU always; CUDA when there is a GPU and the engine was built with its kernels."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() and h3d.HashTable.supports("cuda") else ["cpu"]
+
+
+@pytest.fixture(params=_devices())
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device the engine serves here."""
+    return request.param
+
+
+@pytest.fixture(params=[f"engine-{device}" for device in _devices()] + ["oracle-cpu"])
+def make_table(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """The constructor of the engine's table on each device, and of the oracle: the rules bind both."""
+    kind, device = request.param.split("-")
+    return functools.partial(h3d.HashTable if kind == "engine" else h3d.reference.HashTable, device=device)
