@@ -25,6 +25,7 @@ from .checks import (
 from .keys import KEY_ORDER, Grid
 
 MATCHES = ("cell", "bucket")
+MAX_GRIDS = 16  # the engine's kMaxGrids
 WEIGHTINGS = ("softmax", "nearest_key", "uniform")
 
 
@@ -166,8 +167,8 @@ def _check_grids(grids: Any) -> tuple[Grid, ...]:
     expected = "one or more Grid, or four cell sizes each, finest first"
     if isinstance(grids, (Grid, str)) or not isinstance(grids, Sequence):
         fail(TypeError, "grids", expected, grids, "pass a sequence such as hash3d_cuda.PAPER_GRIDS")
-    if not grids:
-        fail(ValueError, "grids", expected, grids, "pass at least one")
+    if not 1 <= len(grids) <= MAX_GRIDS:
+        fail(ValueError, "grids", expected + f", at most {MAX_GRIDS}", grids, "pass as many as that")
     return tuple(_check_grid(f"grids[{i}]", grid) for i, grid in enumerate(grids))
 
 

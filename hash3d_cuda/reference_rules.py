@@ -22,7 +22,7 @@ class Place(NamedTuple):
     """Where a key falls in one grid."""
 
     bucket: int
-    cell: tuple[int, ...]
+    cell: tuple[float, ...]  # whole numbers, or infinity where the quotient overflows
 
 
 @dataclass(eq=False)
@@ -62,12 +62,11 @@ def reduce_azimuth(keys: Tensor, azimuth_period: float | None) -> Tensor:
 
 def _place(floored: list[float], num_buckets: int) -> Place:
     """The sum wraps around in signed 64 bits; Python's % is the floored one."""
-    cell = tuple(_saturate(value) for value in floored)
-    total = sum(part * multiplier for part, multiplier in zip(cell, _MULTIPLIERS, strict=True))
-    return Place(((total + 2**63) % 2**64 - 2**63) % num_buckets, cell)
+    total = sum(_int64(part) * multiplier for part, multiplier in zip(floored, _MULTIPLIERS, strict=True))
+    return Place(((total + 2**63) % 2**64 - 2**63) % num_buckets, tuple(floored))
 
 
-def _saturate(value: float) -> int:
+def _int64(value: float) -> int:
     """A floored quotient as an int64; beyond its range, the nearest end of it."""
     return 2**63 - 1 if value >= 2.0**63 else int(max(value, -(2.0**63)))
 

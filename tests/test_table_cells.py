@@ -127,6 +127,11 @@ def test_huge_cells_saturate_and_the_sum_wraps_around(make_table, cell, bucket):
     assert bucket_of(make_table, 10, cell) == [bucket]
 
 
+def test_huge_cells_share_a_bucket_not_a_cell(make_table):
+    table = small(make_table, num_buckets=10)
+    assert same_cell(table, key(1e30), [key(2e30), key(1e30), key(2.0**63 - 2.0**39)]) == [False, True, False]
+
+
 def test_grids_are_told_apart(make_table):
     """Key (15, 15, .12, 15) and (5, 5, .02, 5) share the cell of the 20-degree and of the 30-degree grid only."""
     table = small(make_table, grids=PAPER_GRIDS)

@@ -24,6 +24,7 @@ MESSAGE = r": expected .+, got .+; .+"
         (TypeError, {"grids": Grid()}),
         (TypeError, {"grids": "paper"}),
         (ValueError, {"grids": []}),
+        (ValueError, {"grids": [Grid()] * 17}),
         (TypeError, {"grids": [10.0, 10.0, 0.1, 10.0]}),
         (ValueError, {"grids": [(10.0, 10.0, 0.1)]}),
         (ValueError, {"num_buckets": 0}),
