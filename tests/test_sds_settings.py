@@ -18,7 +18,8 @@ from hash3d_cuda.sds.settings import GenerateSettings, parse_grids
         ("steps", 0), ("steps", -3), ("steps", 2.5), ("views_per_step", 0), ("eta", 1.01), ("eta", -0.1),
         ("eta", float("nan")), ("position", 0), ("seed", -1), ("scene", "mesh"), ("schedule", "cosine"),
         ("weighting", "none"), ("guidance_scale", -1.0), ("t_low", 0.99), ("memory_budget", "lots"),
-        ("memory_budget", 0), ("device", "tpu"), ("grids", ()), ("grids", ((1, 2, 3),)), ("grids", ((0, 1, 1, 1),)),
+        ("memory_budget", 0), ("device", "tpu"), ("grids", ()), ("grids", ((1, 2, 3),)),
+        ("grids", ((0, 1, 1, 1),)),
         ("cache", "yes"), ("lr_scale", 0.0), ("scene_size", 1), ("turntable_size", 4),
     ],
 )  # fmt: skip
@@ -76,7 +77,7 @@ def test_timesteps():
     annealed = sampler(steps=11, t_high=0.98, t_low=0.3)
     times = [annealed.views(step).timestep for step in range(11)]
     assert times[0] == [979, 979] and times[-1] == [300, 300]
-    assert all(a[0] > b[0] for a, b in zip(times, times[1:]))
+    assert all(a[0] > b[0] for a, b in zip(times, times[1:], strict=False))
     uniform = sampler(schedule="uniform", t_high=0.6, t_low=0.4, views_per_step=8)
     flat = np.array([uniform.views(step).timestep for step in range(50)])
     assert flat.min() >= 400 and flat.max() <= 599 and len(np.unique(flat)) > 100

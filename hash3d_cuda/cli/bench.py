@@ -41,6 +41,6 @@ def find_folder(given: Path | None) -> Path:
         if any(folder.glob("test_*.py")) or any(folder.glob("bench_*.py")):
             return folder
     raise ValueError(
-        f"bench: no benchmarks in {', '.join(repr(str(path)) for path in candidates)}; run it in a clone of the repository "
-        "or give --folder"
+        f"bench: no benchmarks in {', '.join(repr(str(path)) for path in candidates)}; run it in a clone "
+        "of the repository or give --folder"
     )

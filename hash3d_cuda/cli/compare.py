@@ -13,9 +13,12 @@ from hash3d_cuda.cli.progress import Bar
 
 ETA = 0.5  # at the paper's 0.1 the cache can change a run by a few per cent at most: too little to see
 
-EPILOG = """Runs twice from one seed, without and with the cache (default eta 0.5), and prints seconds, speed-up, hit rate,
-PSNR and SSIM of both, how far the two agree, and the speed-up that this hit rate allows at most. DIR gets compare.json,
-compare.webp (both turntables side by side), report.html, and both runs in without-cache/ and with-cache/.
+EPILOG = """Runs twice from one seed, without and with the cache (default eta 0.5), and prints seconds,
+speed-up, hit rate, PSNR and SSIM of both, how far the two agree, and the speed-up that this hit rate
+allows at most.
+
+DIR gets compare.json, compare.webp (both turntables side by side), report.html, and both runs in
+without-cache/ and with-cache/.
 """
 
 

@@ -11,11 +11,12 @@ from hash3d_cuda.cli.main import UsageError
 from hash3d_cuda.cli.options import add_run_options, default_folder, given_settings, load_subject, usage
 from hash3d_cuda.cli.progress import Bar
 
-EPILOG = """The subject is a picture when a file of that name exists or it looks like a path, else a name (`hash3d info
---objects` lists what the shipped prior knows; `hash3d info --examples` lists bundled pictures).
+EPILOG = """The subject is a picture when a file of that name exists or it looks like a path, else a name
+(`hash3d info --objects` lists what the shipped prior knows; `hash3d info --examples` lists bundled pictures).
 
-DIR gets turntable.webp (and .mp4 when imageio-ffmpeg is installed), views/, contact-sheet.png, scene.ply, mesh.glb,
-metrics.json and report.html. A finished run in DIR is replaced. Ctrl-C saves what there is; --resume goes on from there.
+DIR gets turntable.webp (and .mp4 when imageio-ffmpeg is installed), views/, contact-sheet.png, scene.ply,
+mesh.glb, metrics.json and report.html. A finished run in DIR is replaced. Ctrl-C saves what there is, and
+--resume goes on from there.
 """
 
 REQUEST = ("subject", "prior", "elevation", "azimuth")

@@ -74,7 +74,8 @@ def facts() -> dict[str, Any]:
 
 
 def build_facts() -> dict[str, Any]:
-    """What the native module says about its own build; an engine that cannot be loaded is said so, not hidden."""
+    """What the native module says about its own build; an engine that cannot be loaded is said so, not
+    hidden."""
     try:
         from hash3d_cuda import _C
     except ImportError as error:

@@ -40,17 +40,22 @@ class Parser(argparse.ArgumentParser):
 def build_parser(command: str | None = None) -> Parser:
     """The whole command line; only ``command``'s own options are filled in, which keeps ``--help`` fast."""
     parser = Parser(
-        prog="hash3d", description="3D from a 2D diffusion prior, with a pose-aware feature cache.", epilog=EXAMPLES,
+        prog="hash3d",
+        description="3D from a 2D diffusion prior, with a pose-aware feature cache.",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--version", action="version", version=f"hash3d {version()}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", add_help=name not in FORWARDED,
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            add_help=name not in FORWARDED,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         if name not in FORWARDED:
             sub.add_argument(
                 "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS

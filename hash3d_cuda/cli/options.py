@@ -35,6 +35,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--scene", choices=("voxels", "gaussians"), help="voxel radiance grid (default) or 3D Gaussians"
     )
+    run.add_argument("--scene-size", type=int, metavar="N", help="voxels per side, or number of Gaussians")
     run.add_argument(
         "--schedule", choices=("annealed", "uniform"), help="timesteps: annealed (default) or uniform"
     )
@@ -52,7 +53,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     cache.add_argument(
         "--memory-budget", metavar="BYTES", help='memory of the table, such as "256MiB" (default)'
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    output = parser.add_argument_group("output")
+    output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
+    output.add_argument(
+        "--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)"
+    )
+    output.add_argument(
+        "--checkpoint-every", type=int, metavar="STEPS", help="between checkpoints (default 100)"
+    )
+    output.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
 
 def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 
 class Bar:
-    """A bar on stderr with hit rate, x and time left; silent when quiet, sparse when stderr is not a terminal."""
+    """A bar on stderr with hit rate, x and time left; silent when quiet, sparse when stderr is not a
+    terminal."""
 
     def __init__(self, label: str, quiet: bool = False, cache: bool = True):
         self.label, self.quiet, self.cache = label, quiet, cache

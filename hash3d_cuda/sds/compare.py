@@ -1,4 +1,5 @@
-"""The same object without and with the cache, from one seed: same views, same noise, same scene at the start."""
+"""The same object without and with the cache, from one seed: same views, same noise, same scene at the
+start."""
 
 from __future__ import annotations
 
@@ -153,9 +154,11 @@ def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 def bound_sentence(figures: Mapping[str, Any]) -> str:
     """What speed-up this x allows, in one sentence."""
     if figures["bound_step"] is None:
-        return "No view was served from the cache, so no speed-up is possible; raise --eta, the grids' cells or --steps."
+        return "No view was served from the cache, so no speed-up is possible; raise --eta or the cells."
+    allowed = f"{figures['bound_unet']:.2f}x on the U-Net (1/(1-x(1-r)))"
+    share, step = f"{figures['unet_share_of_step']:.0%}", f"{figures['bound_step']:.2f}x"
+    measured = f"{figures['unet_speed_up']:.2f}x and {figures['speed_up']:.2f}x"
     return (
-        f"bound: x = {figures['x']:.3f} and r = {figures['hit_cost_r']:.3f} allow {figures['bound_unet']:.2f}x on the U-Net "
-        f"(1/(1-x(1-r))); the U-Net is {figures['unet_share_of_step']:.0%} of a step, so {figures['bound_step']:.2f}x on a "
-        f"step. Measured: {figures['unet_speed_up']:.2f}x and {figures['speed_up']:.2f}x."
+        f"bound: x = {figures['x']:.3f} and r = {figures['hit_cost_r']:.3f} allow {allowed}; "
+        f"the U-Net is {share} of a step, so {step} on a step. Measured: {measured}."
     )

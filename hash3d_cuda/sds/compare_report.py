@@ -1,4 +1,5 @@
-"""``report.html`` of a comparison: both objects turning side by side, the figures, and the time bars to one scale."""
+"""``report.html`` of a comparison: both objects turning side by side, the figures, and the time bars to one
+scale."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def write_compare_report(figures: Mapping[str, Any], results: Mapping[str, Any],
         html.section("Views", _views({name: result.views for name, result in results.items()})),
         html.section("Hit rate over steps", _plot(runs["with"])),
     ]
-    lead = f"{figures['prior']}; {settings['steps']} steps from seed {settings['seed']}, eta {settings['eta']:g}."
+    run = f"{settings['steps']} steps from seed {settings['seed']}, eta {settings['eta']:g}"
+    lead = f"{figures['prior']}; {run}."
     title = f"{figures['subject']['label']}: without and with the cache"
     (folder / "report.html").write_text(html.page(title, lead, body), encoding="utf-8")
 
@@ -50,7 +52,8 @@ def _headline(figures: Mapping[str, Any]) -> dict[str, str]:
 
 def _turntables(folder: Path) -> str:
     source = html.file_uri(folder / "compare.webp", "image/webp")
-    return f'<div class="row" style="margin-bottom:16px">{html.figure(source, "left: without cache, right: with cache", 592)}</div>'
+    pair = html.figure(source, "left: without cache, right: with cache", 592)
+    return f'<div class="row" style="margin-bottom:16px">{pair}</div>'
 
 
 def _bars(runs: Mapping[str, Any]) -> str:

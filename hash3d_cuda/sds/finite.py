@@ -20,15 +20,16 @@ def require_finite_weights(name: str, module: torch.nn.Module) -> None:
     for key in sums:
         if not module.state_dict()[key].isfinite().all():
             raise NonFinite(
-                f"prior: {name} has NaN or infinite weights in {key!r}; the files are damaged, download or train them again"
+                f"prior: {name} has NaN or infinite weights in {key!r}; the files are damaged, "
+                "download or train them again"
             )
 
 
 class LossWatch:
     """Says when a loss was not finite, without making the host wait.
 
-    On the CPU every loss is looked at as it comes. On CUDA a flag on the device collects them and is copied to the
-    host in the background; the answer arrives a few steps late.
+    On the CPU every loss is looked at as it comes. On CUDA a flag on the device collects them and is copied
+    to the host in the background; the answer arrives a few steps late.
     """
 
     def __init__(self, device: torch.device):
@@ -47,8 +48,8 @@ class LossWatch:
             bad = self._poll()
         if bad:
             raise NonFinite(
-                f"loss: NaN or infinity at step {step}; lower --guidance-scale or the learning rate, or check the prior's "
-                "weights"
+                f"loss: NaN or infinity at step {step}; lower --guidance-scale or the learning rate, "
+                "or check the prior's weights"
             )
 
     def _poll(self) -> bool:

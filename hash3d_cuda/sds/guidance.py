@@ -1,8 +1,9 @@
-"""Score distillation: the gradient that pulls rendered views towards what the prior expects (section 2 of the paper).
+"""Score distillation: the gradient that pulls rendered views towards what the prior expects (section 2 of the
+paper).
 
 With x_t = sqrt(abar) z + sqrt(1 - abar) eps, the classic gradient w(t) (eps_hat - eps) equals
-w(t) sqrt(abar / (1 - abar)) (z - z_hat), where z_hat is the predicted clean latent. So every kind of prediction is first
-turned into z_hat, and w(t) says how much each noise level counts.
+w(t) sqrt(abar / (1 - abar)) (z - z_hat), where z_hat is the predicted clean latent. So every kind of
+prediction is first turned into z_hat, and w(t) says how much each noise level counts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from hash3d_cuda.sds.sampler import StepViews
 def step_weight(weighting: str, abar: float) -> float:
     """Weight of (z - z_hat) at one noise level.
 
-    ``"x0"``: 1, every level counts alike in the picture; ``"dreamfusion"``: w(t) = 1 - abar on the noise residual;
+    ``"x0"``: 1, every level counts alike in the picture; ``"dreamfusion"``: w(t) = 1 - abar on the noise
+        residual;
     ``"uniform"``: w(t) = 1 on the noise residual.
     """
     if weighting == "x0":
@@ -66,7 +68,8 @@ class Guidance:
 
     @torch.no_grad()
     def target(self, latents: Tensor, views: StepViews, generator: torch.Generator) -> Tensor:
-        """The guided z_hat for latents float [B,*latent_shape] of ``views``; noise comes from ``generator``."""
+        """The guided z_hat for latents float [B,*latent_shape] of ``views``; noise comes from
+        ``generator``."""
         timestep = torch.tensor(views.timestep, device=latents.device)
         abar = self._per_view([self.abar[t] for t in views.timestep], latents)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)

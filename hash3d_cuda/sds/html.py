@@ -1,5 +1,7 @@
 """Building blocks of the reports: one page, no script, no outside file; plots are hand-drawn SVG."""
 
+# ruff: noqa: E501  (markup reads better unbroken)
+
 from __future__ import annotations
 
 import base64
@@ -25,7 +27,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1080px;margin:0 auto;padding:32px 20px 48px}
-h1{margin:0;font-size:30px;letter-spacing:-.02em;text-transform:capitalize}
+h1{margin:0;font-size:30px;letter-spacing:-.02em}
 h2{margin:0 0 14px;font-size:17px}
 .lead{margin:4px 0 22px;color:var(--soft)}
 section{background:var(--paper);border:1px solid var(--line);border-radius:14px;padding:20px 22px;margin:0 0 18px}
@@ -54,6 +56,7 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12p
 
 def page(title: str, lead: str, body: Sequence[str]) -> str:
     """A whole HTML document."""
+    title = title[:1].upper() + title[1:]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

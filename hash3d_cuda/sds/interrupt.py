@@ -1,4 +1,5 @@
-"""Ctrl-C as a request: the first one ends the run after the step in progress, the second one ends it at once."""
+"""Ctrl-C as a request: the first one ends the run after the step in progress, the second one ends it at
+once."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from types import FrameType, TracebackType
 
 
 class Interrupt:
-    """While entered in the main thread, SIGINT and SIGTERM set ``requested``; a second one raises KeyboardInterrupt."""
+    """While entered in the main thread, SIGINT and SIGTERM set ``requested``; a second one raises
+    KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -20,7 +20,8 @@ from hash3d_cuda.sds.settings import GenerateSettings
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress display needs after each step; ``x`` is the share of all views served from the cache."""
+    """What a progress display needs after each step; ``x`` is the share of all views served from the
+    cache."""
 
     step: int
     total: int
@@ -74,7 +75,8 @@ def generate(
 ) -> Result:
     """Makes a 3D object by score distillation, with the prior's U-Net behind the cache.
 
-    A finished earlier run in ``out`` is replaced once the new one is complete; other files there are left alone.
+    A finished earlier run in ``out`` is replaced once the new one is complete; other files there are left
+    alone.
 
     Args:
         prior: the 2D diffusion prior.
@@ -84,10 +86,12 @@ def generate(
         progress: called after every step, never with anything that waits for the device.
         resume: go on from the unfinished run in ``out``, with the very decisions it would have taken.
         force: start over although ``out`` holds an unfinished run.
-        note: JSON values kept in the checkpoint for the caller (the command line keeps what it was asked for).
+        note: JSON values kept in the checkpoint for the caller (the command line keeps what it was asked
+            for).
 
     Raises:
-        ValueError: ``resume`` without a matching unfinished run, or an unfinished run without ``resume`` or ``force``.
+        ValueError: ``resume`` without a matching unfinished run, or an unfinished run without ``resume`` or
+            ``force``.
         OSError: ``out`` cannot be written; the last checkpoint stays.
         NonFinite: NaN in the prior's weights or in the loss; the last checkpoint stays.
     """
@@ -140,7 +144,8 @@ def iterate(
 
 
 def save_or_warn(run: SdsRun, folder: Path) -> None:
-    """A checkpoint that cannot be written must not end a run that goes well: it says so and keeps the one before."""
+    """A checkpoint that cannot be written must not end a run that goes well: it says so and keeps the one
+    before."""
     try:
         run.save(folder, with_table=run.step < run.settings.steps)
     except OSError as error:

@@ -18,7 +18,8 @@ FORMAT = 1
 
 
 def image_quality(images: Tensor, truth: Tensor) -> dict[str, Any]:
-    """PSNR in dB and SSIM of ``images`` against ``truth``, both float [N,3,S,S] in 0..1, per view and on average."""
+    """PSNR in dB and SSIM of ``images`` against ``truth``, both float [N,3,S,S] in 0..1, per view and on
+    average."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     images = images.clamp(0, 1)
@@ -33,7 +34,8 @@ def image_quality(images: Tensor, truth: Tensor) -> dict[str, Any]:
 
 
 def known_truth(subject: Subject, size: int) -> Tensor | None:
-    """The subject's true evaluation views float [16,3,size,size], or None when none are bundled at that size."""
+    """The subject's true evaluation views float [16,3,size,size], or None when none are bundled at that
+    size."""
     if subject.name is None or subject.name not in ground_truth_names():
         return None
     images = ground_truth_views(subject.name)[0]

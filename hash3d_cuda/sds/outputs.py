@@ -74,7 +74,8 @@ def run_metrics(run: Any, views: Tensor, truth: Tensor | None, interrupted: bool
     return {
         "format": FORMAT,
         "subject": {
-            "label": subject.label, "name": subject.name, "kind": "name" if subject.image is None else "picture",
+            "label": subject.label, "name": subject.name,
+            "kind": "name" if subject.image is None else "picture",
             "elevation": subject.elevation, "azimuth": subject.azimuth, "radius": subject.radius,
         },
         "prior": run.prior.name,
@@ -138,7 +139,8 @@ def write_json(values: Any, path: Path) -> None:
 
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A scratch folder inside ``folder``; on success its entries replace the earlier run's, on failure it vanishes."""
+    """A scratch folder inside ``folder``; on success its entries replace the earlier run's, on failure it
+    vanishes."""
     stage = folder / ".partial"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)

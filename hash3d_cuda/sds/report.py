@@ -1,4 +1,5 @@
-"""``report.html`` of one run: the object from all sides, the truth beside it when known, and where the time went."""
+"""``report.html`` of one run: the object from all sides, the truth beside it when known, and where the time
+went."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def write_report(
         ),
         html.section("Settings", settings_tables(metrics)),
     ]
-    lead = f"Score distillation with {metrics['prior']}, {metrics['steps']} steps of {metrics['settings']['views_per_step']} views."
+    views_per_step = metrics["settings"]["views_per_step"]
+    lead = f"Score distillation with {metrics['prior']}, {metrics['steps']} steps of {views_per_step} views."
     (folder / "report.html").write_text(html.page(metrics["subject"]["label"], lead, body), encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hash3d_cuda.prior.base import Prior, Subject
+from hash3d_cuda.sds.cache_state import cache_state, restore_cache
 from hash3d_cuda.sds.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from hash3d_cuda.sds.finite import LossWatch
 from hash3d_cuda.sds.guidance import Guidance
@@ -105,7 +106,7 @@ class SdsRun:
         }  # fmt: skip
         table = None
         if self.cache is not None and with_table:
-            about["cache"], table = self.cache.state_dict(), self.cache.table
+            about["cache"], table = cache_state(self.cache), self.cache.table
         save_checkpoint(folder, about, tensors, table)
 
     def restore(self, folder: Path) -> None:
@@ -118,7 +119,7 @@ class SdsRun:
         self.log.rows = np.asarray(saved.tensors["log"]).tolist()
         self.step, self.served = saved.about["step"], saved.about["served"]
         if self.cache is not None and saved.about["cache"] is not None:
-            self.cache.load_state_dict(saved.about["cache"], saved.table)
+            restore_cache(self.cache, saved.about["cache"], saved.table)
 
     def _render(self, views: StepViews) -> tuple[Tensor, Tensor]:
         """Images [B,3,S,S] and alphas [B,1,S,S] of the step's views; a picture's own pose comes last."""
@@ -176,8 +177,8 @@ class SdsRun:
             different.insert(0, "subject")
         if different:
             raise ValueError(
-                f"resume: the run in {str(folder)!r} was started with another {', '.join(different)}; give the same, or "
-                "--force to start over"
+                f"resume: the run in {str(folder)!r} was started with another {', '.join(different)}; "
+                "give the same, or --force to start over"
             )
 
 

@@ -1,7 +1,8 @@
 """Which views and which noise levels each step looks at.
 
-Everything is a pure function of (seed, step) and stays on the host: nothing here can synchronise a device, a resumed
-run needs no saved random state, and two runs from one seed see the same views whatever their caches do.
+Everything is a pure function of (seed, step) and stays on the host: nothing here can synchronise a device, a
+resumed run needs no saved random state, and two runs from one seed see the same views whatever their caches
+do.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class ViewSampler:
         self.elevation_range, self.radius_range = elevation_range, radius_range
 
     def views(self, step: int) -> StepViews:
-        """Uniform poses; azimuth is stratified, one view per equal sector of the circle, turned by a random offset."""
+        """Uniform poses; azimuth is stratified, one view per equal sector of the circle, turned by a random
+        offset."""
         rng = np.random.default_rng([self.settings.seed, step, POSES])
         batch = self.settings.views_per_step
         elevation = rng.uniform(*self.elevation_range, batch)

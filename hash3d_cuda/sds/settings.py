@@ -130,7 +130,8 @@ def as_grids(grids: Sequence[Grid | Sequence[float]]) -> tuple[Grid, ...]:
 
 
 def parse_grids(text: str) -> tuple[Grid, ...]:
-    """Grids from a command line: ``"paper"``, or cell sizes such as ``"10,10,.1,10;30,30,.2,100"``, finest first."""
+    """Grids from a command line: ``"paper"``, or cell sizes such as ``"10,10,.1,10;30,30,.2,100"``, finest
+    first."""
     if text.strip().lower() == "paper":
         return PAPER_GRIDS
     try:

@@ -1,7 +1,7 @@
 """Where the seconds of a run go, measured without ever making the host wait for the device.
 
-On the CPU a part is timed with ``perf_counter``. On CUDA a pair of events brackets it and is read once the device has
-passed it, so the figures arrive a few steps late and nothing synchronises inside the loop.
+On the CPU a part is timed with ``perf_counter``. On CUDA a pair of events brackets it and is read once the
+device has passed it, so the figures arrive a few steps late and nothing synchronises inside the loop.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class TimeSummary:
     Attributes:
         total: wall seconds of all steps.
         split: seconds by part: render, unet_full, unet_hit, table, backward, other.
-        full_per_item, hit_per_item: U-Net seconds per view when it ran in full and when it was served from the cache;
-            None when that never happened.
+        full_per_item, hit_per_item: U-Net seconds per view when it ran in full and when it was served from
+            the cache; None when that never happened.
     """
 
     total: float
@@ -150,7 +150,8 @@ def summarise(log: StepLog) -> TimeSummary:
 
 
 def item_costs(unet: np.ndarray, full: np.ndarray, hits: np.ndarray) -> tuple[float | None, float | None]:
-    """Median seconds of a full item and of a hit item from per-step U-Net seconds and item counts, float [N] each."""
+    """Median seconds of a full item and of a hit item from per-step U-Net seconds and item counts, float [N]
+    each."""
     only_full, any_hit = (hits == 0) & (full > 0), hits > 0
     full_cost = float(np.median(unet[only_full] / full[only_full])) if only_full.any() else None
     all_hit = any_hit & (full == 0)

@@ -1,0 +1,63 @@
+"""The cache's own state in a checkpoint: its coin, its counters, its table.
+
+The table's file says nothing of the condition that its entries belong to, which names things of one process (weights
+by identity). A run has one condition only, so the table is handed to the first one that asks after resuming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hash3d_cuda.store import TableStore
+
+_FORMATS = {str(kind): kind for kind in (torch.contiguous_format, torch.channels_last)}
+
+
+def cache_state(cache: Any) -> dict[str, Any]:
+    """What of a ``Hash3DCache`` is not in its table, as JSON values."""
+    cached = cache._cached
+    version, numbers, gauss = cached._coin.getstate()
+    return {
+        "coin": [version, list(numbers), gauss],
+        "counts": dict(cache._counts),
+        "format": str(cached._format),
+    }
+
+
+def restore_cache(cache: Any, state: Mapping[str, Any], table: Path | None) -> None:
+    """Makes a fresh ``Hash3DCache`` go on from :func:`cache_state` and the table saved beside it.
+
+    Raises:
+        ValueError: the table's file is damaged.
+    """
+    from hash3d_cuda import HashTable
+
+    cached = cache._cached
+    version, numbers, gauss = state["coin"]
+    cached._coin.setstate((version, tuple(numbers), gauss))
+    cache._counts.update(state["counts"])
+    if table is not None:
+        loaded = HashTable.load(table)
+        cached.store = ResumedStore(cache.config, loaded)
+        cached._dtype, cached._format = loaded.options.feature_dtype, _FORMATS[state["format"]]
+
+
+class ResumedStore(TableStore):
+    """A store whose first condition finds the table that was loaded."""
+
+    def __init__(self, config: Any, table: Any):
+        options = table.options
+        super().__init__(
+            config, options.feature_shape, options.latent_shape, options.feature_dtype, options.device
+        )
+        self._loaded = table
+
+    def find(self, condition: Hashable) -> Any:
+        """The table of ``condition``; see :class:`TableStore`."""
+        if self._loaded is not None:
+            self._tables[condition], self._loaded = self._loaded, None
+        return super().find(condition)
