@@ -182,16 +182,19 @@ class Hash3DCache:
             return self._hook.original(*args, **kwargs)
         with self._lock:
             self._counts["forward"] += 1
+            beneath = self._hook.beneath()
+            if not (beneath.surround and all(is_bare(block) for block in self._parts.cut_blocks)):
+                return self._run_plain("hooks", args, kwargs)
             try:
-                call = UNetCall(*args, **kwargs)
+                inner_args, inner_kwargs = beneath.before(args, kwargs)
+                call = UNetCall(*inner_args, **inner_kwargs)
             except TypeError:  # an argument of a later diffusers, or the model's own complaint
-                return self._run_plain("arguments", args, kwargs, 0)
-            rows, groups = len(call.sample), self.config.groups
+                return self._run_plain("arguments", args, kwargs)
             reason = self._why_plain(call)
             if reason is not None:
-                return self._run_plain(reason, args, kwargs, max(rows // groups, 1))
+                return self._run_plain(reason, args, kwargs, max(len(call.sample) // self.config.groups, 1))
             output = self._run_cached(call, views)
-        return UNet2DConditionOutput(sample=output) if call.return_dict else (output,)
+            return beneath.after(UNet2DConditionOutput(sample=output) if call.return_dict else (output,))
 
     def _run_cached(self, call: UNetCall, views: Views) -> Tensor:
         rows = len(call.sample)
@@ -205,7 +208,7 @@ class Hash3DCache:
         self._signature, self._relearn = _signature(call), False
         return output
 
-    def _run_plain(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], items: int) -> Any:
+    def _run_plain(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], items: int = 1) -> Any:
         """Runs the U-Net as if there were no cache, though inside ``views``."""
         self._counts["bypass"] += items
         self.last = Decision(plain=reason)
@@ -228,8 +231,6 @@ class Hash3DCache:
             return "gradients"
         if len(call.sample) == 0 or len(call.sample) % self.config.groups != 0:
             return "rows"
-        if not (self._hook.is_innermost and all(is_bare(block) for block in self._parts.cut_blocks)):
-            return "hooks"
         if self._signature is not None and _signature(call) != self._signature:
             if not self._relearn:
                 return "shape"

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
+from .beneath import HooksBeneath, is_own_forward
 from .unet import UNetCall
 
 HOOK_NAME = "hash3d_cache"
@@ -71,10 +72,11 @@ class RootHook(ModelHook):
         """The output of ``original``, ``[rows, out_channels, H, W]``."""
         return self.original(**{**call.as_kwargs(), "return_dict": False})[0]
 
-    @property
-    def is_innermost(self) -> bool:
-        """Whether nothing else is hooked in below this hook."""
-        return getattr(self.fn_ref.original_forward, "__func__", None) is type(self._unet).forward
+    def beneath(self) -> HooksBeneath:
+        """What else is hooked in between this hook and the model's own forward."""
+        registry = getattr(self._unet, _REGISTRY)
+        order = registry._hook_order[: registry._hook_order.index(HOOK_NAME)]
+        return HooksBeneath(self._unet, registry.hooks, order, self.fn_ref.original_forward)
 
     # diffusers calls this in place of the forward. Compiled code must not look inside: the choice is the host's.
     @torch.compiler.disable
@@ -85,4 +87,4 @@ class RootHook(ModelHook):
 def is_bare(module: nn.Module) -> bool:
     """Whether calling ``module`` runs its class's forward and nothing else."""
     hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and getattr(module.forward, "__func__", None) is type(module).forward
+    return not hooked and is_own_forward(module, module.forward)
