@@ -18,6 +18,13 @@ from hash3d_cuda.cli.options import default_folder, looks_like_path
 from hash3d_cuda.sds.checkpoint import find_checkpoint
 
 SMALL = ["--scene-size", "8", "--turntable-frames", "3", "--turntable-size", "16", "--memory-budget", "16MiB"]
+CODE = """
+import sys, hash3d_cuda.prior
+from sds_stand_ins import TinyPrior
+from hash3d_cuda.cli import main
+hash3d_cuda.prior.load_prior = lambda name=None, device="cpu": TinyPrior()
+sys.exit(main(sys.argv[1:]))
+"""
 CACHE = ["--eta", "0.7", "--grids", "90,120,1,300"]
 
 
@@ -131,15 +138,11 @@ def test_compare_prints_the_table(capsys, tmp_path):
 
 def test_ctrl_c_in_a_real_process(tmp_path):
     """The signal reaches a process that is busy in torch, and what it leaves can be resumed."""
-    code = (
-        "import sys, hash3d_cuda.prior\nfrom sds_stand_ins import TinyPrior\nfrom hash3d_cuda.cli import main\n"
-        "hash3d_cuda.prior.load_prior = lambda name=None, device='cpu': TinyPrior()\nsys.exit(main(sys.argv[1:]))\n"
-    )
     out = tmp_path / "out"
     argv = ["generate", "cube", "--out", str(out), "--steps", "100000", "--checkpoint-every", "5", *SMALL]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *argv, "--no-cache"], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", CODE, *argv, "--no-cache"], stderr=subprocess.PIPE, text=True, env=environment
     )
     try:
         for _ in range(600):

@@ -119,7 +119,7 @@ def test_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
     original = controls.distil
     monkeypatch.setattr(controls, "distil", lambda *a, **k: made.append(a[1].label) or original(*a, **k))
     both = evaluate(prior, settings, tmp_path, names)
-    # of the second object alone: without, with the cache; then picture and control, which this prior takes for names[0]
+    # the second object alone: without and with the cache, then its picture (taken for names[0]) twice
     assert made == ["mean of all objects", names[1], names[1], names[0], names[0]]
     assert both["objects"][0] == json.loads((tmp_path / "quality.json").read_text())["objects"][0]
     assert both["means"]["sds"] == pytest.approx(sum(r["psnr"]["sds"] for r in both["objects"]) / 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sds_stand_ins import TinyPrior
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hash3d_cuda.sds.guidance import Guidance, predicted_clean, step_weight
 from hash3d_cuda.sds.sampler import StepViews
@@ -84,3 +85,28 @@ def test_target_is_the_unets_own_prediction_and_follows_the_seed():
     torch.testing.assert_close(target, own, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(target, target_of(prior, 1.0)[0], rtol=0, atol=0)
     assert not torch.equal(target, target_of(prior, 1.0, seed=2)[0])
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises on every operation that would make the host wait for a device's numbers."""
+
+    FORBIDDEN = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique2"}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.FORBIDDEN:
+            raise AssertionError(f"{func} reads device values on the host")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["sample", "epsilon", "v_prediction"])
+def test_nothing_waits_for_the_device(kind):
+    prior = TinyPrior(kind)
+    guidance = Guidance(prior, prior.resolve("cube"), None, 2.0, "dreamfusion")
+    images = torch.rand(3, 3, 16, 16, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    with NoHostReads():
+        latents = prior.encode(images)
+        guidance.loss(latents, guidance.target(latents, VIEWS, generator), VIEWS).backward()
+    assert images.grad.isfinite().all()
+    with pytest.raises(AssertionError, match="reads device values"), NoHostReads():
+        float(images.detach().sum())

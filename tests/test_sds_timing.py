@@ -69,3 +69,41 @@ def test_empty_log_and_history():
     thinned = history(log)
     assert len(thinned["step"]) <= 200 and thinned["step"][-1] == 450
     assert thinned["hit_rate"][-1] == 0.5 and thinned["x"][-1] == pytest.approx(1 / 3, abs=1e-4)
+
+
+class FakeEvent:
+    """A CUDA event on a made-up clock; ``passed`` is how far the device has come."""
+
+    clock = passed = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        FakeEvent.clock += 1
+        self.at = FakeEvent.clock
+
+    def query(self):
+        return self.at <= FakeEvent.passed
+
+    def synchronize(self):
+        FakeEvent.passed = max(FakeEvent.passed, self.at)
+
+    def elapsed_time(self, end):
+        assert end.query(), "read before the device had passed it"
+        return 1000.0 * (end.at - self.at)
+
+
+def test_cuda_events_are_read_late_and_in_their_own_steps(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    log = StepLog()
+    split = TimeSplit(torch.device("cuda"), log)
+    for _ in range(2):
+        with split.step(), split.measure("unet"), split.measure("table"):
+            pass
+    assert log.column("unet").tolist() == [0, 0], "the device has not come so far"
+    FakeEvent.passed = 4
+    split.collect()
+    assert log.column("unet").tolist() == [3, 0] and log.column("table").tolist() == [1, 0]
+    split.collect(wait=True)
+    assert log.column("unet").tolist() == [3, 3] and log.column("table").tolist() == [1, 1]

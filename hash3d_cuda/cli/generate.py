@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
     given = given_settings(options)
     recorded = recall(options) if options.resume else {}
-    settings = usage(GenerateSettings, **{**recorded, **given})
+    settings = usage(GenerateSettings.from_dict, {**recorded, **given})
     prior, subject = load_subject(options, settings.device)
     note = {name: getattr(options, name) for name in REQUEST}
     with Bar(subject.label, options.quiet, settings.cache) as bar:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 COMMANDS = {
     "generate": "a name or a picture to a 3D object",
@@ -70,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        return dispatch(arguments)
+        with own_warnings():
+            return dispatch(arguments)
     except SystemExit as end:  # argparse: 0 after --help, 2 after an error it has printed
         return end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:  # e.g. `hash3d info --objects | head -1`
@@ -84,6 +87,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"hash3d: error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+
+
+@contextlib.contextmanager
+def own_warnings() -> Iterator[None]:
+    """While entered, this package's warnings are one line; others look as always."""
+    before = warnings.formatwarning
+
+    def one(message: Any, category: type, filename: str, lineno: int, line: str | None = None) -> str:
+        if "hash3d_cuda" not in filename:
+            return before(message, category, filename, lineno, line)
+        return f"hash3d: warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = one
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def dispatch(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """The cache's own state in a checkpoint: its coin, its counters, its table.
 
-The table's file says nothing of the condition that its entries belong to, which names things of one process (weights
-by identity). A run has one condition only, so the table is handed to the first one that asks after resuming.
+The table's file says nothing of the condition that its entries belong to, which names things of one process
+(weights by identity). A run has one condition only, so the table goes to the first that asks after resuming.
 """
 
 from __future__ import annotations

@@ -144,12 +144,15 @@ def iterate(
 
 
 def save_or_warn(run: SdsRun, folder: Path) -> None:
-    """A checkpoint that cannot be written must not end a run that goes well: it says so and keeps the one
-    before."""
+    """A checkpoint that cannot be written must not end a run that goes well: one warning, and another try later."""
     try:
         run.save(folder, with_table=run.step < run.settings.steps)
+        run.warned = False
     except OSError as error:
-        warnings.warn(f"no checkpoint at step {run.step}: {error}", RuntimeWarning, stacklevel=2)
+        if not run.warned:
+            text = f"no checkpoint at step {run.step}, the run goes on and tries again later: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        run.warned = True
 
 
 def finish(run: SdsRun, folder: Path) -> Result:

@@ -55,6 +55,7 @@ class SdsRun:
         self.optimizer = self._make_optimizer()
         self.step = 0
         self.served = dict.fromkeys(COUNTS, 0)
+        self.warned = False  # that checkpoints cannot be written
         self._table: Any = None
 
     def __enter__(self) -> SdsRun:
