@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import Hash3DConfig
 from .parts import Parts
+from .poses import HostCopies
 from .rows import RowLayout
 from .stats import Decision
 from .store import TableStore
@@ -25,11 +26,12 @@ class CachedForward:
     All calls must be of one shape per item until ``forget_shapes()``; the caller sees to that.
     """
 
-    def __init__(self, config: Hash3DConfig, layout: RowLayout, parts: Parts, latent_channels: int) -> None:
+    def __init__(self, config: Hash3DConfig, layout: RowLayout, parts: Parts, latent_channels: int, copies: HostCopies) -> None:
         self.store: TableStore | None = None
         self._config = config
         self.layout = layout
         self._parts = parts
+        self._copies = copies
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
         self._room: Tensor | None = None  # [B, G, ...] of the stored dtype, what retrievals write into
@@ -94,9 +96,8 @@ class CachedForward:
                 continue
             room = self._make_room(len(keys))[start : start + len(members)]
             start += len(members)
-            picked = take_rows(latents, members, len(latents))
-            result = table.query(keys[members].to(latents.device), picked, out=room)
-            for item, hit, feature in zip(members, result.hit.tolist(), room, strict=True):
+            hits = table.query(keys[members], take_rows(latents, members, len(latents)), room)
+            for item, hit, feature in zip(members, hits, room, strict=True):
                 found[item] = feature if hit else None
         return found
 
@@ -115,12 +116,12 @@ class CachedForward:
         self._format = _memory_format(feature)
         if self.store is None:
             self.store = TableStore(
-                self._config, entries.shape[1:], latents.shape[1:], feature.dtype, feature.device
+                self._config, entries.shape[1:], latents.shape[1:], feature.dtype, feature.device, self._copies
             )
         for condition, places in _members([conditions[item] for item in missing]).items():
             members = [missing[place] for place in places]
             self.store.get(condition).append(
-                keys[members].to(feature.device),
+                keys[members],
                 take_rows(latents, members, len(latents)),
                 take_rows(entries, places, len(entries)),
             )

@@ -27,7 +27,7 @@ from .poses import HostCopies, Views
 from .root_hook import RootHook, has_hook, is_bare
 from .rows import RowLayout
 from .stats import CacheStats, Decision
-from .store import HashTable
+from .table import HashTable
 from .unet import UNetCall, count_positions
 
 # Reasons for which a call inside ``views`` goes to the plain U-Net, and the remedies.
@@ -84,15 +84,15 @@ class Hash3DCache:
         self.config = config
         self.last = Decision(plain="no forward yet")
         self._unet: UNet2DConditionModel | None = unet
+        self._copies = HostCopies(config.strict)
         self._hook = RootHook(unet, self._forward)
         self._parts = FeatureParts(unet, config) if config.mode == "feature" else NoiseParts(self._hook.plain)
         self._cached = CachedForward(
-            config, RowLayout(config.rows, config.groups), self._parts, unet.config.out_channels
+            config, RowLayout(config.rows, config.groups), self._parts, unet.config.out_channels, self._copies
         )
         self._state = ModelState(unet)
         self._signature: tuple[Any, ...] | None = None  # the shape per item that the tables are built for
         self._relearn = False  # after clear(): another shape may take their place
-        self._copies = HostCopies(config.strict)
         self._local = _Scopes()
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()

@@ -27,6 +27,9 @@ from .keys import KEY_ORDER, Grid
 MATCHES = ("cell", "bucket")
 MAX_GRIDS = 16  # the engine's kMaxGrids
 WEIGHTINGS = ("softmax", "nearest_key", "uniform")
+MAX_GRIDS = 16
+COUNTERS = 5
+"""Next serial, rejected, queries, hits, live: int64 each."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,15 @@ class TableOptions:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of the chains and similarities: per grid and bucket Q serials, a head and a running average."""
-        return len(self.grids) * self.num_buckets * (8 * self.queue_length + 8 + 4)
+        """Bytes of the chains, similarities and counters: per grid and bucket a head, Q serials and a running average."""
+        return len(self.grids) * self.num_buckets * (8 * (1 + self.queue_length) + 4) + 8 * COUNTERS
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of one slot: feature, latent (float32), key (float32) and serial."""
+        """Bytes of one slot: feature, latent, key, the key's cell in each grid, the feature's norm, a chain count."""
         feature = self.feature_size * self.feature_dtype.itemsize
-        return feature + 4 * self.latent_size + 4 * len(KEY_ORDER) + 8
+        key = 4 * len(KEY_ORDER)
+        return feature + 4 * self.latent_size + key + key * len(self.grids) + 4 + 4
 
     def resolve_capacity(self) -> int:
         """Returns the slots to allocate: ``capacity``, or what the budget leaves after ``fixed_bytes``.

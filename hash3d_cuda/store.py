@@ -9,10 +9,9 @@ import torch
 
 from .config import Hash3DConfig
 
-try:
-    from .table import HashTable
-except ImportError:
-    from .reference import HashTable
+from .poses import HostCopies
+from .table import HashTable
+from .tracked import TrackedTable
 
 
 class TableStore:
@@ -29,30 +28,31 @@ class TableStore:
         latent_shape: Sequence[int],
         feature_dtype: torch.dtype,
         device: torch.device,
+        copies: HostCopies,
     ) -> None:
         self._arguments = config.table_arguments(feature_dtype, device)
         self.feature_shape = tuple(feature_shape)
         self.feature_dtype: torch.dtype = self._arguments["feature_dtype"]
         self.device = device
+        self._copies = copies
         self._latent_shape = tuple(latent_shape)
         self._limit = config.max_conditions
-        self._tables: OrderedDict[Hashable, HashTable] = OrderedDict()  # least recently used first
+        self._tables: OrderedDict[Hashable, TrackedTable] = OrderedDict()  # least recently used first
         self._rejected = 0  # by tables since emptied
 
-    def find(self, condition: Hashable) -> HashTable | None:
+    def find(self, condition: Hashable) -> TrackedTable | None:
         """The table of ``condition``, or None when it has none."""
         table = self._tables.get(condition)
         if table is not None:
             self._tables.move_to_end(condition)
         return table
 
-    def get(self, condition: Hashable) -> HashTable:
+    def get(self, condition: Hashable) -> TrackedTable:
         """The table of ``condition``, an empty one when it has had none."""
         table = self.find(condition)
         if table is None:
             if len(self._tables) < self._limit:
-                with torch.inference_mode(False):  # or it could not be written to outside inference mode
-                    table = HashTable(self.feature_shape, self._latent_shape, **self._arguments)
+                table = self._build()
             else:
                 _, table = self._tables.popitem(last=False)
                 self._empty(table)
@@ -62,23 +62,29 @@ class TableStore:
     @property
     def current(self) -> HashTable | None:
         """The table used last."""
-        return next(reversed(self._tables.values()), None)
+        last = next(reversed(self._tables.values()), None)
+        return None if last is None else last.table
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tables."""
-        return sum(table.nbytes for table in self._tables.values())
+        return sum(table.table.nbytes for table in self._tables.values())
 
     @property
     def rejected(self) -> int:
         """Items rejected by any table, also before it was emptied."""
-        return self._rejected + sum(table.stats().rejected for table in self._tables.values())
+        return self._rejected + sum(table.table.stats().rejected for table in self._tables.values())
 
     def clear(self) -> None:
         """Empties every table; ``rejected`` stays."""
         for table in self._tables.values():
             self._empty(table)
 
-    def _empty(self, table: HashTable) -> None:
-        self._rejected += table.stats().rejected
+    def _build(self) -> TrackedTable:
+        with torch.inference_mode(False):  # or it could not be written to outside inference mode
+            table = HashTable(self.feature_shape, self._latent_shape, **self._arguments)
+            return TrackedTable(table, self._arguments, self._copies)
+
+    def _empty(self, table: TrackedTable) -> None:
+        self._rejected += table.table.stats().rejected
         table.clear()

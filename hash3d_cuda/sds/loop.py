@@ -144,7 +144,7 @@ def iterate(
 
 
 def save_or_warn(run: SdsRun, folder: Path) -> None:
-    """A checkpoint that cannot be written must not end a run that goes well: one warning, and another try later."""
+    """A checkpoint that cannot be written does not end a run that goes well: one warning, then other tries."""
     try:
         run.save(folder, with_table=run.step < run.settings.steps)
         run.warned = False

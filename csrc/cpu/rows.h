@@ -1,0 +1,39 @@
+// Arithmetic on long rows of numbers, compiled once per instruction set and chosen at run time.
+//
+// Sums run in 16 float lanes over blocks of kBlock numbers and in double across blocks, without fused
+// multiply-adds, so every path, and any split of a row into whole blocks, gives the same bits.
+#pragma once
+
+#include <cstdint>
+
+#include "hash3d/hash3d.h"
+
+namespace hash3d::cpu {
+
+constexpr int64_t kBlock = 2048;
+
+struct Rows {
+  const char* name;
+  void (*to_float)(DType dtype, const void* source, float* target, int64_t count);
+  void (*from_float)(DType dtype, const float* source, void* target, int64_t count);
+  // One block (count <= kBlock): sum of squares; infinite or NaN when something in it is not finite.
+  float (*sum_squares)(const float* a, int64_t count);
+  float (*dot)(const float* a, const float* b, int64_t count);
+  float (*squared_distance)(const float* a, const float* b, int64_t count);
+  bool (*all_finite)(const float* a, int64_t count);
+  // target = weight * source, or += when `add`.
+  void (*scale)(float weight, const float* source, float* target, int64_t count, bool add);
+};
+
+extern const Rows kRowsBaseline;
+#ifdef HASH3D_X86
+extern const Rows kRowsAvx2;
+extern const Rows kRowsAvx512;
+#endif
+
+// The path in use: the best this machine runs, or HASH3D_SIMD, or what use_simd() chose.
+const Rows& rows();
+
+inline int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+}  // namespace hash3d::cpu

@@ -1,0 +1,103 @@
+"""A table together with what the host knows of it, so that hits are decided without waiting for a GPU."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import fail
+from .poses import HostCopies
+from .table import HashTable
+
+
+class TrackedTable:
+    """A :class:`HashTable` whose queries say on the host which items hit.
+
+    A CPU table says so itself. A table on a GPU is followed by a :class:`HostIndex`; only with ``min_similarity``,
+    which depends on the features, is the device's answer waited for and counted.
+    """
+
+    def __init__(self, table: HashTable, arguments: dict[str, Any], copies: HostCopies) -> None:
+        """``arguments`` are the keywords ``table`` was built with."""
+        self.table = table
+        self._copies = copies
+        self._index: HostIndex | None = None
+        if table.device.type != "cpu":
+            if arguments["min_similarity"] is None:
+                self._index = HostIndex(table.capacity, arguments)
+            elif copies.strict:
+                expected = "None with strict=True: whether an item hits would depend on features on the GPU"
+                fail(ValueError, "min_similarity", expected, arguments["min_similarity"], "pass strict=False")
+
+    def query(self, keys: Tensor, latents: Tensor, out: Tensor) -> list[bool]:
+        """Which of the items hit; their rows of ``out`` are written. ``keys`` are on the host, the rest is not."""
+        if self._index is None:
+            hit = self.table.query(keys.to(self.table.device), latents, out=out).hit
+            return self._copies.fetch("min_similarity", hit).tolist()
+        hits = self._index.find(keys)
+        if any(hits):
+            # Should the device reject an entry that the host still counts on, NaN shows it; old content would not.
+            out.fill_(float("nan"))
+            self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out)
+        return hits
+
+    def append(self, keys: Tensor, latents: Tensor, features: Tensor) -> None:
+        """Stores items. ``keys`` are on the host, the rest is not."""
+        serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
+        if self._index is not None:
+            self._index.append(keys, serials)
+
+    def clear(self) -> None:
+        """Empties the table."""
+        self.table.clear()
+        if self._index is not None:
+            self._index.clear()
+
+
+class HostIndex:
+    """The keys and chains of a table, without its contents: a CPU table with the same options and features of one
+    number, which takes the same serials.
+
+    It cannot see which entries the device rejects (rule 10). Their serials are copied without waiting, and heeded when
+    they have arrived.
+    """
+
+    def __init__(self, capacity: int, arguments: dict[str, Any]) -> None:
+        same = {**arguments, "capacity": capacity, "memory_budget": None}
+        self._table = HashTable((1,), (1,), **{**same, "device": "cpu", "feature_dtype": torch.float32})
+        self.clear()
+
+    def append(self, keys: Tensor, serials: Tensor) -> None:
+        """Follows an append of ``keys`` that returned ``serials`` (on any device)."""
+        blank = torch.zeros(len(keys), 1)
+        own = self._table.append(keys, blank, blank).tolist()
+        arrived = None
+        if serials.is_cuda:
+            copy = torch.empty(serials.shape, dtype=serials.dtype, pin_memory=True)
+            serials = copy.copy_(serials, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._coming.append((arrived, own, serials))
+
+    def find(self, keys: Tensor) -> list[bool]:
+        """Which of ``keys`` ``[N, 4]`` have a candidate in some grid."""
+        self._receive()
+        found = self._table.lookup(keys).flatten(1).tolist()
+        return [any(serial >= 0 and serial not in self._rejected for serial in line) for line in found]
+
+    def clear(self) -> None:
+        """Forgets all entries."""
+        self._table.clear()
+        self._rejected: set[int] = set()
+        self._coming: deque[tuple[torch.cuda.Event | None, list[int], Tensor]] = deque()
+
+    def _receive(self) -> None:
+        """Takes in the serials that have arrived, oldest first; entries long overwritten are dropped."""
+        while self._coming and (self._coming[0][0] is None or self._coming[0][0].query()):
+            _, own, serials = self._coming.popleft()
+            pairs = zip(own, serials.tolist(), strict=True)
+            self._rejected.update(mine for mine, theirs in pairs if mine >= 0 and theirs < 0)
+            self._rejected = {serial for serial in self._rejected if serial + self._table.capacity > own[-1]}

@@ -1,0 +1,47 @@
+"""Drives CMakeLists.txt; everything else about the package is in pyproject.toml.
+
+HASH3D_CUDA=0 leaves the CUDA backend out, CUDAARCHS chooses its architectures, HASH3D_SANITIZE=address,undefined builds
+with sanitizers.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeExtension(Extension):
+    """An extension that CMake knows how to build."""
+
+    def __init__(self, name: str):
+        super().__init__(name, sources=[])
+
+
+class CMakeBuild(build_ext):
+    """Configures in a fresh temporary folder, so that paths of an earlier isolated build never linger."""
+
+    def build_extension(self, extension: Extension) -> None:
+        """Builds one extension and puts it where setuptools expects it."""
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        options = [
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DHASH3D_CUDA={'OFF' if os.environ.get('HASH3D_CUDA') == '0' else 'ON'}",
+            f"-DHASH3D_SANITIZE={os.environ.get('HASH3D_SANITIZE', '')}",
+            "-DCMAKE_BUILD_TYPE=Release",
+        ]
+        with tempfile.TemporaryDirectory(prefix="hash3d-build-") as folder:
+            subprocess.run(["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", folder, *options], check=True)
+            subprocess.run(["cmake", "--build", folder, "--target", "_C"], check=True)
+
+
+setup(ext_modules=[CMakeExtension("hash3d_cuda._C")], cmdclass={"build_ext": CMakeBuild})

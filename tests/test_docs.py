@@ -1,0 +1,88 @@
+"""Every python and bash block in the README and in docs/ runs, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+LANGUAGES = {"python", "bash", "text"}  # text: shown, not run
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#\s]+)")
+# Blocks that install are run by .ci/run. The generations that docs show are cut short here; nothing else is changed.
+INSTALLS = "pip install"
+SHORT = 'hash3d() { case "$1" in generate|compare) command hash3d "$@" --steps 2 ;; *) command hash3d "$@" ;; esac; }'
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """(first line's number, code) of the page's blocks in one language."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(2)) + 1, m[2]) for m in FENCE.finditer(text) if m[1] == language]
+
+
+def pages_with(language: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder in which the checkout's paths are found, as a reader's terminal would find them."""
+    for name in ("examples", "benchmarks", "hash3d_cuda"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_fence_has_a_known_language(page):
+    assert {m[1] for m in FENCE.finditer(page.read_text(encoding="utf-8"))} <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page):
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=lambda page: page.name)
+def test_python_blocks_run(page, folder):
+    """In one namespace, from top to bottom, as somebody who types them would."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", pages_with("bash"), ids=lambda page: page.name)
+def test_bash_blocks_run(page, folder):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for line, code in blocks(page, "bash"):
+        if INSTALLS in code:
+            continue
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f"{SHORT}\n{code}"],
+            cwd=folder, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{page.name}:{line}\n{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_bounds_in_limits_are_what_the_benchmark_prints(monkeypatch):
+    """The two quick columns of the table; the others come from the same function."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import step_bounds
+
+    rows = [
+        line.strip("| \n").split(" | ") for line in (ROOT / "docs" / "limits.md").read_text().splitlines()
+    ]
+    head, *body = [row for row in rows if row[0] in ("x", *map(str, step_bounds.SERVED))]
+    for name in ("SD 2.1", "Zero123"):
+        cost = step_bounds.unet_cost(name)
+        expected = [
+            step_bounds.figure(step_bounds.bound(*cost, encoder=0.0, x=x)) for x in step_bounds.SERVED
+        ]
+        assert [row[head.index(f"U-Net {name}")] for row in body] == expected
