@@ -53,9 +53,7 @@ def unet_cost(name: str) -> tuple[float, float]:
         unet = UNet2DConditionModel(**config).eval().requires_grad_(False)
         sample = torch.empty(1, unet.config.in_channels, side, side)
         context = torch.empty(1, tokens, unet.config.cross_attention_dim)
-        added = (
-            {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)} if name == "SDXL" else None
-        )
+        added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)} if name == "SDXL" else None
         split = SplitUNet(unet, POSITION)
         timestep = torch.empty(1)
 

@@ -26,7 +26,9 @@ class CachedForward:
     All calls must be of one shape per item until ``forget_shapes()``; the caller sees to that.
     """
 
-    def __init__(self, config: Hash3DConfig, layout: RowLayout, parts: Parts, latent_channels: int, copies: HostCopies) -> None:
+    def __init__(
+        self, config: Hash3DConfig, layout: RowLayout, parts: Parts, latent_channels: int, copies: HostCopies
+    ) -> None:
         self.store: TableStore | None = None
         self._config = config
         self.layout = layout
@@ -39,9 +41,7 @@ class CachedForward:
         self._format = torch.contiguous_format
         self._rejected = 0  # by stores since dropped
 
-    def __call__(
-        self, call: UNetCall, keys: Tensor, conditions: Sequence[Hashable]
-    ) -> tuple[Tensor, Decision]:
+    def __call__(self, call: UNetCall, keys: Tensor, conditions: Sequence[Hashable]) -> tuple[Tensor, Decision]:
         """Returns the U-Net's output ``[rows, out_channels, H, W]``, and what became of the items.
 
         Args:

@@ -49,9 +49,7 @@ def check_real(name: str, value: Any, minimum: float | None = None, maximum: flo
     """Returns ``value`` as a float that float32 can hold, inside ``[minimum, maximum]`` where given."""
     expected = "a finite number"
     if minimum is not None or maximum is not None:
-        expected += (
-            f" from {'-inf' if minimum is None else minimum} to {'inf' if maximum is None else maximum}"
-        )
+        expected += f" from {'-inf' if minimum is None else minimum} to {'inf' if maximum is None else maximum}"
     if isinstance(value, bool) or not isinstance(value, Real):
         fail(TypeError, name, expected, value, f"pass {name} as a float")
     number = float(value)
@@ -126,6 +124,9 @@ def check_tensor(
 ) -> Tensor:
     """Returns ``value`` detached; raises TypeError for a non-tensor or a wrong dtype, ValueError for a wrong shape
     (``None`` stands for any size) or device."""
+    if isinstance(value, Tensor) and value.dtype in dtypes and value.device == device and value.layout == torch.strided:
+        if value.shape == shape or _fits(value, shape):  # first, and without a message: this runs at every call
+            return value.detach() if value.requires_grad else value
     want = "[" + ", ".join("N" if size is None else str(size) for size in shape) + "]"
     kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     expected = f"a {kinds} tensor of shape {want} on {device}"
@@ -133,16 +134,15 @@ def check_tensor(
         fail(TypeError, name, expected, value, "pass a torch.Tensor")
     if value.dtype not in dtypes:
         fail(TypeError, name, expected, value, f"convert it with .to({dtypes[0]})")
-    same = value.dim() == len(shape) and all(
-        w is None or w == s for w, s in zip(shape, value.shape, strict=True)
-    )
-    if not same:
+    if not _fits(value, shape):
         fail(ValueError, name, expected, value, "reshape it, or build the table with other shapes")
     if value.device != device:
         fail(ValueError, name, expected, value, f'move it with .to("{device}")')
-    if value.layout != torch.strided:
-        fail(TypeError, name, expected, value.layout, "convert it with .to_dense()")
-    return value.detach()
+    fail(TypeError, name, expected, value.layout, "convert it with .to_dense()")
+
+
+def _fits(value: Tensor, shape: Sequence[int | None]) -> bool:
+    return value.dim() == len(shape) and all(w is None or w == s for w, s in zip(shape, value.shape, strict=True))
 
 
 def parse_bytes(name: str, value: Any) -> int:
@@ -154,7 +154,5 @@ def parse_bytes(name: str, value: Any) -> int:
         return check_int(name, value, 1)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
     if match is None or match.group(2) not in _BYTE_UNITS:
-        fail(
-            ValueError, name, expected, value, "use a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB"
-        )
+        fail(ValueError, name, expected, value, "use a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB")
     return check_int(name, int(float(match.group(1)) * _BYTE_UNITS[match.group(2)]), 1)

@@ -90,9 +90,7 @@ class Hash3DConfig:
         check_choice("mode", self.mode, MODES)
         for name, kinds in (("strict", bool), ("compile", (bool, dict))):
             if not isinstance(getattr(self, name), kinds):
-                fail(
-                    TypeError, name, "True or False", getattr(self, name), f"pass {name}=True or leave it out"
-                )
+                fail(TypeError, name, "True or False", getattr(self, name), f"pass {name}=True or leave it out")
         if isinstance(self.rows, str):
             check_choice("rows", self.rows, ROW_ORDERS)
         if self.rows == "perp-neg" and self.groups < 3:

@@ -52,9 +52,7 @@ class ModelState:
         self._adapters = self._adapter_names()
         self._parameters = list(self._unet.parameters())
         self._attentions = [module for module in modules if hasattr(module, "processor")]
-        self._lora_layers = [
-            module for module in modules if hasattr(module, "scaling") and hasattr(module, "merged")
-        ]
+        self._lora_layers = [module for module in modules if hasattr(module, "scaling") and hasattr(module, "merged")]
 
     def _adapter_names(self) -> tuple[Hashable, ...]:
         return tuple(getattr(self._unet, "peft_config", None) or ())
@@ -76,9 +74,7 @@ def _weight_version(parameters: list[nn.Parameter]) -> int:
     """Grows with every change of a weight in place: an optimiser's step, ``load_state_dict``."""
     try:
         return sum(parameter._version for parameter in parameters)
-    except (
-        RuntimeError
-    ):  # weights made under inference_mode count no versions, and cannot be changed outside it
+    except RuntimeError:  # weights made under inference_mode count no versions, and cannot be changed outside it
         return -1
 
 
@@ -117,9 +113,7 @@ def _shape(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         return ("tensor", tuple(value.shape[1:]), value.dtype)
     if isinstance(value, dict):
-        return tuple(
-            (name, _shape(item)) for name, item in sorted(value.items(), key=lambda pair: str(pair[0]))
-        )
+        return tuple((name, _shape(item)) for name, item in sorted(value.items(), key=lambda pair: str(pair[0])))
     if isinstance(value, (tuple, list)):
         return tuple(_shape(item) for item in value)
     return value if isinstance(value, (bool, int, float, str, type(None))) else _Same(value)

@@ -61,9 +61,7 @@ def apply_hash3d(unet: UNet2DConditionModel, config: Hash3DConfig | None = None)
         fail(TypeError, "config", "a Hash3DConfig", config, "pass hash3d_cuda.Hash3DConfig(...)")
     positions = count_positions(unet)
     if config.position > positions:
-        fail(
-            ValueError, "position", f"1 to {positions} for this U-Net", config.position, "choose one of these"
-        )
+        fail(ValueError, "position", f"1 to {positions} for this U-Net", config.position, "choose one of these")
     if has_hook(unet):
         raise ValueError(
             "apply_hash3d: expected a U-Net without a cache, got one that has one; use its handle, or call remove() "
@@ -214,9 +212,7 @@ class Hash3DCache:
         self.last = Decision(plain=reason)
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(
-                f"hash3d: the plain U-Net runs, uncached: {_REASONS[reason]}", RuntimeWarning, stacklevel=2
-            )
+            warnings.warn(f"hash3d: the plain U-Net runs, uncached: {_REASONS[reason]}", RuntimeWarning, stacklevel=2)
         return self._hook.original(*args, **kwargs)
 
     def _why_plain(self, call: UNetCall) -> str | None:

@@ -65,8 +65,7 @@ def make_keys(
         ValueError: an argument has more than one dimension, or the lengths differ and are not 1.
     """
     columns = [
-        _column(name, value)
-        for name, value in zip(KEY_ORDER, (elevation, azimuth, radius, timestep), strict=True)
+        _column(name, value) for name, value in zip(KEY_ORDER, (elevation, azimuth, radius, timestep), strict=True)
     ]
     lengths = {len(column) for column in columns} - {1}
     if len(lengths) > 1:

@@ -27,7 +27,6 @@ from .keys import KEY_ORDER, Grid
 MATCHES = ("cell", "bucket")
 MAX_GRIDS = 16  # the engine's kMaxGrids
 WEIGHTINGS = ("softmax", "nearest_key", "uniform")
-MAX_GRIDS = 16
 COUNTERS = 5
 """Next serial, rejected, queries, hits, live: int64 each."""
 
@@ -96,9 +95,7 @@ class TableOptions:
             similarity_decay=check_real("similarity_decay", similarity_decay, 0.0, 1.0),
             initial_similarity=check_real("initial_similarity", initial_similarity),
             min_similarity=None if min_similarity is None else check_real("min_similarity", min_similarity),
-            azimuth_period=None
-            if azimuth_period is None
-            else check_positive("azimuth_period", azimuth_period),
+            azimuth_period=None if azimuth_period is None else check_positive("azimuth_period", azimuth_period),
             feature_dtype=feature_dtype,
             device=check_device("device", device),
         )
@@ -120,7 +117,7 @@ class TableOptions:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of the chains, similarities and counters: per grid and bucket a head, Q serials and a running average."""
+        """Bytes of the chains, similarities and counters: a head, Q serials and an average per grid and bucket."""
         return len(self.grids) * self.num_buckets * (8 * (1 + self.queue_length) + 4) + 8 * COUNTERS
 
     @property

@@ -274,9 +274,7 @@ class HashTable:
             "serials": torch.tensor([entry.serial for entry in entries], dtype=torch.int64),
             "keys": stack([entry.key for entry in entries], 4, torch.float32),
             "latents": stack([entry.latent for entry in entries], options.latent_size, torch.float32),
-            "features": stack(
-                [entry.feature for entry in entries], options.feature_size, options.feature_dtype
-            ),
+            "features": stack([entry.feature for entry in entries], options.feature_size, options.feature_dtype),
             "member": torch.tensor(member, dtype=torch.bool).reshape(len(entries), len(options.grids)),
             "similarity": similarity,
             "counters": torch.tensor([self._next_serial, self._rejected, self._queries, self._hits]),

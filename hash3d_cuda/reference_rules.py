@@ -79,8 +79,7 @@ def cosines(entry: Entry, others: dict[int, Entry]) -> dict[int, float]:
     a, b = entry.feature.float(), torch.stack([other.feature for other in others.values()]).float()
     values = (a * b).sum(dim=1) / (a.square().sum().sqrt() * b.square().sum(dim=1).sqrt())
     return {
-        serial: value if math.isfinite(value) else 0.0
-        for serial, value in zip(others, values.tolist(), strict=True)
+        serial: value if math.isfinite(value) else 0.0 for serial, value in zip(others, values.tolist(), strict=True)
     }
 
 

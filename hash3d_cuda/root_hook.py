@@ -31,9 +31,7 @@ class RootHook(ModelHook):
         forward: takes the place of the U-Net's forward; ``original`` is what it replaced.
     """
 
-    def __init__(
-        self, unet: UNet2DConditionModel, forward: Callable[[tuple[Any, ...], dict[str, Any]], Any]
-    ) -> None:
+    def __init__(self, unet: UNet2DConditionModel, forward: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()
         self._unet = unet
         self._forward = forward

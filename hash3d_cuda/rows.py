@@ -16,9 +16,7 @@ _Items = list[tuple[int, ...]]
 class RowLayout:
     """Maps B items of ``groups`` rows to the rows of a batch; see ``Hash3DConfig.rows``."""
 
-    def __init__(
-        self, rows: str | Callable[[int, int], Any] | Sequence[Sequence[int]] | Tensor, groups: int
-    ) -> None:
+    def __init__(self, rows: str | Callable[[int, int], Any] | Sequence[Sequence[int]] | Tensor, groups: int) -> None:
         self.groups = groups
         self._rows = rows
         self._known: dict[int, _Items] = {}
@@ -40,9 +38,7 @@ class RowLayout:
         if len(entries) == 1 and items[0] == tuple(range(self.groups)):
             return entries[0]
         places = {row: (item, group) for item, rows in enumerate(items) for group, row in enumerate(rows)}
-        return torch.stack(
-            [entries[item][group] for item, group in (places[row] for row in range(len(places)))]
-        )
+        return torch.stack([entries[item][group] for item, group in (places[row] for row in range(len(places)))])
 
     def _build(self, batch: int) -> Any:
         groups = self.groups
@@ -64,9 +60,7 @@ def _check(matrix: Any, batch: int, groups: int) -> _Items:
     """Returns a ``[batch, groups]`` matrix of row numbers as tuples of ints."""
     try:
         table = torch.as_tensor(matrix, device="cpu")
-        fits = table.shape == (batch, groups) and sorted(table.flatten().tolist()) == list(
-            range(batch * groups)
-        )
+        fits = table.shape == (batch, groups) and sorted(table.flatten().tolist()) == list(range(batch * groups))
     except (TypeError, ValueError, RuntimeError):
         fits = False
     if not fits:

@@ -133,9 +133,7 @@ def _check_metadata(path: str | os.PathLike[str], metadata: dict[str, str], name
             f"its format is {metadata.get('format')!r}, not {FORMAT!r}; give a file that HashTable.save wrote",
         )
     if metadata.get("version") != VERSION:
-        _refuse(
-            path, f"its version is {metadata.get('version')!r}, this release reads {VERSION!r}; save it again"
-        )
+        _refuse(path, f"its version is {metadata.get('version')!r}, this release reads {VERSION!r}; save it again")
     if names != set(_NAMES) or not {"options", "checksums"} <= set(metadata):
         _refuse(
             path,
@@ -168,9 +166,7 @@ def _arguments(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     return arguments
 
 
-def _check_state(
-    path: str | os.PathLike[str], options: TableOptions, capacity: int, state: dict[str, Tensor]
-) -> None:
+def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: int, state: dict[str, Tensor]) -> None:
     """Refuses tensors that no table could have written. Chains longer than Q are refused by the table itself, which
     knows the buckets."""
     count, grids = state["serials"].numel(), len(options.grids)
@@ -200,9 +196,7 @@ def _check_state(
         _refuse(path, f"its counters contradict each other ({state['counters'].tolist()})")
     serials = state["serials"]
     first = max(0, appended - capacity)
-    if count and (
-        int(serials[0]) < first or int(serials[-1]) >= appended or bool((serials.diff() <= 0).any())
-    ):
+    if count and (int(serials[0]) < first or int(serials[-1]) >= appended or bool((serials.diff() <= 0).any())):
         _refuse(path, f"serials are not ascending numbers from {first} to {appended - 1}")
     if count > appended - rejected or not bool(state["member"].any(dim=1).all()):
         _refuse(path, "it holds entries that are in no chain, or more than were appended")

@@ -225,7 +225,7 @@ class HashTable:
                 torch.get_num_threads(),
             )
         if out is None:
-            target[~hit] = 0
+            _blank(target, hit)
         elif not direct:
             out.detach()[hit] = target[hit]
         return QueryResult(target if out is None else out, hit, grid, serials, weights)
@@ -240,9 +240,7 @@ class HashTable:
         shape = len(keys), len(self.options.grids), self.options.queue_length
         serials = torch.empty(shape, dtype=torch.int64, device=self.device)
         with self._lock:
-            self._engine.lookup(
-                len(keys), keys.data_ptr(), serials.data_ptr(), self._stream(), torch.get_num_threads()
-            )
+            self._engine.lookup(len(keys), keys.data_ptr(), serials.data_ptr(), self._stream(), torch.get_num_threads())
         return serials
 
     def similarity(self, keys: Tensor) -> Tensor:
@@ -320,12 +318,22 @@ class HashTable:
                 memory[slots] = state[name].to(self.device)
             self._counters[:4] = state["counters"].to(self.device)
             if not self._engine.restore(len(serials), serials.data_ptr(), member.data_ptr()):
-                raise ValueError(f"a chain has more than {self.options.queue_length} members")
+                raise ValueError(f"a chain holds more than {self.options.queue_length} entries")
             self._similarity.copy_(state["similarity"])
 
 
 def _rows_are_dense(out: Tensor) -> bool:
     """Whether each row of ``out`` lies in one piece and no two rows overlap."""
-    if out.dim() < 2 or len(out) == 0:
+    if out.is_contiguous() or out.dim() < 2 or len(out) == 0:
         return out.is_contiguous()
     return out[0].is_contiguous() and (len(out) == 1 or out.stride(0) >= out[0].numel())
+
+
+def _blank(target: Tensor, hit: Tensor) -> None:
+    """Zeroes the rows of ``target`` that miss. A GPU is not waited for; on a CPU only those rows are touched."""
+    if target.is_cuda:
+        target.masked_fill_(~hit.view(-1, *(1,) * (target.dim() - 1)), 0)
+        return
+    for row, found in enumerate(hit.tolist()):
+        if not found:
+            target[row].zero_()

@@ -47,9 +47,7 @@ class TinyPrior(Prior):
     def resolve(self, subject, **pose):
         if isinstance(subject, str):
             if subject not in self.vocabulary:
-                raise UnknownSubject(
-                    f"subject: expected one of {', '.join(self.vocabulary)}, got {subject!r}"
-                )
+                raise UnknownSubject(f"subject: expected one of {', '.join(self.vocabulary)}, got {subject!r}")
             return Subject(label=subject, name=subject)
         from hash3d_cuda.prior.pictures import read_picture
 

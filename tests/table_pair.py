@@ -41,18 +41,14 @@ def similarity_tolerance(options: Any) -> float:
 def weight_tolerance(distances: Tensor, weights: Tensor) -> Tensor:
     """Softmax: a squared distance d is off by a few d * eps when summed in another order, which exp turns into a
     relative error of the weight; 1e-6 covers exp and the division."""
-    near = distances[
-        distances - distances.min() < 100 + 16 * EPS * distances.min()
-    ]  # the others weigh nothing
+    near = distances[distances - distances.min() < 100 + 16 * EPS * distances.min()]  # the others weigh nothing
     return weights * torch.expm1((4 * EPS * near.max()).clamp(max=1.0)) + 1e-6
 
 
 class Pair:
     """An engine's and an oracle's table with the same options; each method calls both and compares."""
 
-    def __init__(
-        self, device: str, feature_shape: tuple[int, ...], latent_shape: tuple[int, ...], **options: Any
-    ):
+    def __init__(self, device: str, feature_shape: tuple[int, ...], latent_shape: tuple[int, ...], **options: Any):
         self.engine = h3d.HashTable(feature_shape, latent_shape, device=device, **options)
         self.oracle = h3d.reference.HashTable(feature_shape, latent_shape, **options)
         self.options = self.oracle.options
@@ -71,15 +67,13 @@ class Pair:
     def similarity(self, keys: Tensor) -> None:
         actual, expected = self.engine.similarity(*self._there(keys)).cpu(), self.oracle.similarity(keys)
         assert actual.dtype == expected.dtype and actual.shape == expected.shape
-        assert torch.allclose(
-            actual, expected, rtol=0, atol=similarity_tolerance(self.options), equal_nan=True
-        ), f"similarity {actual.tolist()}, oracle {expected.tolist()}"
+        assert torch.allclose(actual, expected, rtol=0, atol=similarity_tolerance(self.options), equal_nan=True), (
+            f"similarity {actual.tolist()}, oracle {expected.tolist()}"
+        )
 
     def query(self, keys: Tensor, latents: Tensor, out: Tensor | None = None) -> None:
         """With ``out``, each writes into a copy of it that has the same strides and a guarded storage."""
-        mine, theirs = (
-            (None, None) if out is None else (Guarded(out, "cpu"), Guarded(out, self.engine.device))
-        )
+        mine, theirs = (None, None) if out is None else (Guarded(out, "cpu"), Guarded(out, self.engine.device))
         actual = self.engine.query(*self._there(keys, latents), out=theirs and theirs.view)
         expected = self.oracle.query(keys, latents, out=mine and mine.view)
         if theirs is not None:
@@ -95,6 +89,12 @@ class Pair:
         for row in range(len(keys)):
             untouched = torch.zeros(self.options.feature_shape) if out is None else out[row]
             self._compare_row(actual, expected, row, keys[row], latents[row], untouched)
+
+    def clear(self) -> None:
+        self.check_counters()
+        self.engine.clear()
+        self.oracle.clear()
+        self.near_ties = 0
 
     def check_counters(self) -> None:
         actual, expected = self.engine.stats(), self.oracle.stats()
@@ -144,9 +144,7 @@ class Pair:
         return (
             same
             and torch.allclose(actual.weights, expected.weights, rtol=0, atol=weights)
-            and torch.allclose(
-                actual.features, expected.features, rtol=FEATURE_ULPS[dtype], atol=SMALLEST[dtype]
-            )
+            and torch.allclose(actual.features, expected.features, rtol=FEATURE_ULPS[dtype], atol=SMALLEST[dtype])
         )
 
     def _compare_row(
@@ -183,9 +181,7 @@ class Pair:
         assert gap <= near, f"grid {actual}, oracle {expected}, similarities {scores}, limit {limit}"
         self.near_ties += 1
 
-    def _compare_weights(
-        self, actual: Tensor, others: list[Any], grid: int, key: Tensor, latent: Tensor
-    ) -> None:
+    def _compare_weights(self, actual: Tensor, others: list[Any], grid: int, key: Tensor, latent: Tensor) -> None:
         expected = torch.tensor(rules.weigh(self.options, grid, others, key, latent))
         if self.options.weighting == "softmax":
             distances = rules.latent_distances(others, latent)
@@ -197,18 +193,14 @@ class Pair:
             if not torch.equal(actual, expected):
                 self._accept_nearest(actual, others, grid, key)
                 return
-        assert ((actual - expected).abs() <= allowed).all(), (
-            f"weights {actual.tolist()}, oracle {expected.tolist()}"
-        )
+        assert ((actual - expected).abs() <= allowed).all(), f"weights {actual.tolist()}, oracle {expected.tolist()}"
 
     def _accept_nearest(self, actual: Tensor, others: list[Any], grid: int, key: Tensor) -> None:
         """Another nearest key is right only where its distance is as good as the best."""
         assert sorted(actual.tolist()) == [0.0] * (len(others) - 1) + [1.0]
         distances = rules.key_distances(self.options, grid, others, key)
         taken, best = distances[int(actual.argmax())], min(distances)
-        assert taken != best and taken - best <= 8 * EPS * taken, (
-            f"nearest {actual.tolist()}, distances {distances}"
-        )
+        assert taken != best and taken - best <= 8 * EPS * taken, f"nearest {actual.tolist()}, distances {distances}"
         self.near_ties += 1
 
     def _compare_features(self, actual: Tensor, others: list[Any], weights: Tensor) -> None:

@@ -27,7 +27,7 @@ def random_options(rng: np.random.Generator) -> dict[str, Any]:
         "latent_shape": _random_shape(rng),
         "grids": grids,
         "num_buckets": int(pick([1, 2, 3, 7, 101, 1009])),
-        "queue_length": int(pick([1, 2, 3, 8, 17, 65], p=[0.15, 0.2, 0.4, 0.15, 0.08, 0.02])),
+        "queue_length": int(pick([1, 2, 3, 8, 17, 65, 1024], p=[0.15, 0.2, 0.35, 0.15, 0.08, 0.04, 0.03])),
         "capacity": int(pick([1, 2, 5, 16, 64, 300])),
         "match": str(pick(["cell", "bucket"])),
         "weighting": str(pick(WEIGHTINGS, p=[0.5, 0.3, 0.2])),
@@ -119,18 +119,24 @@ def _cast(values: np.ndarray, rng: np.random.Generator) -> Tensor:
 
 
 def random_rows(rng: np.random.Generator) -> int:
-    """A batch size: 0 to 7 mostly, now and then up to 40."""
-    return int(rng.integers(0, 8) if rng.random() < 0.8 else rng.integers(8, 41))
+    """A batch size: 0 to 7 half of the time, else up to 64."""
+    return int(rng.integers(0, 8) if rng.random() < 0.5 else rng.integers(8, 65))
 
 
-def random_step(pair: Any, items: Items, rng: np.random.Generator, rows: int) -> None:
-    """One call of both tables with ``rows`` items."""
+def random_step(pair: Any, items: Items, rng: np.random.Generator, rows: int) -> str:
+    """One call of both tables with ``rows`` items, or a clear; returns which."""
     chance = rng.random()
-    if chance < 0.4:
+    if chance < 0.3:
         pair.append(items.keys(rows), items.latents(rows), items.features(rows))
-    elif chance < 0.75:
+        return "append"
+    if chance < 0.6:
         pair.query(items.keys(rows), items.latents(rows), items.out(rows))
-    elif chance < 0.9:
+        return "query"
+    if chance < 0.8:
         pair.lookup(items.keys(rows))
-    else:
+        return "lookup"
+    if chance < 0.998:
         pair.similarity(items.keys(rows))
+        return "similarity"
+    pair.clear()
+    return "clear"

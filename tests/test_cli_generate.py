@@ -30,9 +30,7 @@ CACHE = ["--eta", "0.7", "--grids", "90,120,1,300"]
 
 @pytest.fixture(autouse=True)
 def tiny_prior(monkeypatch):
-    monkeypatch.setattr(
-        "hash3d_cuda.prior.load_prior", lambda name=None, device="cpu": TinyPrior(), raising=False
-    )
+    monkeypatch.setattr("hash3d_cuda.prior.load_prior", lambda name=None, device="cpu": TinyPrior(), raising=False)
 
 
 def views(folder):
@@ -100,9 +98,7 @@ def test_interrupt_and_resume(capsys, tmp_path, monkeypatch):
     assert "--resume" in capsys.readouterr().err and find_checkpoint(part)
     assert main(["generate", "--resume", "--out", str(part), "--eta", "0.3", "--quiet"]) == 1
     assert "eta" in capsys.readouterr().err
-    assert main(["generate", "--resume", "--out", str(part), "--quiet"]) == 0, (
-        "subject and options are remembered"
-    )
+    assert main(["generate", "--resume", "--out", str(part), "--quiet"]) == 0, "subject and options are remembered"
     assert views(part) == views(tmp_path / "whole")
     assert find_checkpoint(part) is None
 

@@ -76,13 +76,9 @@ def test_the_bounds_in_limits_are_what_the_benchmark_prints(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import step_bounds
 
-    rows = [
-        line.strip("| \n").split(" | ") for line in (ROOT / "docs" / "limits.md").read_text().splitlines()
-    ]
+    rows = [line.strip("| \n").split(" | ") for line in (ROOT / "docs" / "limits.md").read_text().splitlines()]
     head, *body = [row for row in rows if row[0] in ("x", *map(str, step_bounds.SERVED))]
     for name in ("SD 2.1", "Zero123"):
         cost = step_bounds.unet_cost(name)
-        expected = [
-            step_bounds.figure(step_bounds.bound(*cost, encoder=0.0, x=x)) for x in step_bounds.SERVED
-        ]
+        expected = [step_bounds.figure(step_bounds.bound(*cost, encoder=0.0, x=x)) for x in step_bounds.SERVED]
         assert [row[head.index(f"U-Net {name}")] for row in body] == expected

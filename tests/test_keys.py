@@ -90,9 +90,7 @@ def test_make_keys_moves_to_the_device():
 
 
 def test_make_keys_refuses_lengths_that_differ():
-    with pytest.raises(
-        ValueError, match="expected one length.*got elevation 2, azimuth 3, radius 1, timestep 1"
-    ):
+    with pytest.raises(ValueError, match="expected one length.*got elevation 2, azimuth 3, radius 1, timestep 1"):
         h3d.make_keys([1, 2], [1, 2, 3], 1, 1)
 
 
@@ -101,9 +99,7 @@ def test_make_keys_refuses_two_dimensions():
         h3d.make_keys(0, 0, torch.ones(2, 1), 0)
 
 
-@pytest.mark.parametrize(
-    "wrong", ["ten", ["a", "b"], None, [None], 1j, True, [True], torch.tensor([True]), object()]
-)
+@pytest.mark.parametrize("wrong", ["ten", ["a", "b"], None, [None], 1j, True, [True], torch.tensor([True]), object()])
 def test_make_keys_refuses_what_is_no_number(wrong):
     with pytest.raises(TypeError, match="timestep: expected .*, got "):
         h3d.make_keys(0, 0, 1, wrong)

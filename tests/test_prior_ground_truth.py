@@ -151,9 +151,7 @@ def test_clip_matrix_agrees_with_camera_rays():
     """A point on any pixel's ray projects to that pixel's centre."""
     rng, size = np.random.default_rng(0), 16
     for elevation, azimuth, radius in rng.uniform((-10, 0, 1.8), (60, 360, 2.2), (8, 3)):
-        pose = camera_to_world(
-            *(torch.tensor([v], dtype=torch.float32) for v in (elevation, azimuth, radius))
-        )
+        pose = camera_to_world(*(torch.tensor([v], dtype=torch.float32) for v in (elevation, azimuth, radius)))
         origins, directions = camera_rays(pose, size)
         matrix, eye = view_projection(elevation, azimuth, radius)
         np.testing.assert_allclose(eye, origins[0, 0, 0].numpy(), atol=1e-6)
@@ -191,11 +189,7 @@ def test_a_model_is_read_oriented_and_split_by_material(library: Path):
         entry = read_catalogue(archive)["quad"]
         painted, glass = load_parts(archive, entry)
     assert (entry.name, entry.creator) == ("Quad", "Nobody")
-    assert (
-        painted.texture is not None
-        and (painted.texture[..., :3] == (10, 200, 30)).all()
-        and not painted.translucent
-    )
+    assert painted.texture is not None and (painted.texture[..., :3] == (10, 200, 30)).all() and not painted.translucent
     assert glass.texture is None and glass.translucent
     np.testing.assert_allclose(glass.colours[0], (0, 0.5, 1, 0.25), atol=0.01)
     corners = glass.positions[np.unique(glass.faces)]

@@ -78,18 +78,13 @@ def test_controls_are_what_they_say():
     truth = ground_truth_views(names[0])[0]
     means = controls.mean_views(names[:2])
     torch.testing.assert_close(means, (truth + ground_truth_views(names[1])[0]) / 2)
-    assert (
-        controls.copy_score(truth[3], truth) == math.inf
-        or controls.copy_score(truth[3], truth[3:4]) == math.inf
-    )
+    assert controls.copy_score(truth[3], truth) == math.inf or controls.copy_score(truth[3], truth[3:4]) == math.inf
     best = controls.own_mean_score(truth)
     assert best > image_quality(truth[:1].expand_as(truth), truth[1:].repeat(2, 1, 1, 1)[:16])["psnr"] - 20
     prior = TinyPrior(size=64, vocabulary=names[:2])
     scene = controls.mean_view_scene(prior, replace(SMALL, steps=60, lr_scale=2.0), means)
     start = controls.mean_view_scene(prior, replace(SMALL, steps=1), means)
-    assert image_quality(scene, means)["psnr"] > image_quality(start, means)["psnr"] + 1, (
-        "it is pulled to the mean"
-    )
+    assert image_quality(scene, means)["psnr"] > image_quality(start, means)["psnr"] + 1, "it is pulled to the mean"
 
 
 def test_truth_only_where_it_is_known():

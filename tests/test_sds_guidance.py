@@ -33,14 +33,10 @@ def test_every_prediction_type_gives_the_clean_latent():
         predicted_clean("score", clean, noisy, abar)
 
 
-@pytest.mark.parametrize(
-    "weighting, w", [("dreamfusion", lambda abar: 1 - abar), ("uniform", lambda abar: 1.0)]
-)
+@pytest.mark.parametrize("weighting, w", [("dreamfusion", lambda abar: 1 - abar), ("uniform", lambda abar: 1.0)])
 def test_the_weights_restate_the_noise_residual(weighting, w):
     clean, noise, abar, noisy = noised()
-    noise_hat = noise + 0.3 * torch.randn(
-        noise.shape, dtype=noise.dtype, generator=torch.Generator().manual_seed(9)
-    )
+    noise_hat = noise + 0.3 * torch.randn(noise.shape, dtype=noise.dtype, generator=torch.Generator().manual_seed(9))
     clean_hat = predicted_clean("epsilon", noise_hat, noisy, abar)
     for item, level in enumerate(abar.flatten().tolist()):
         textbook = w(level) * (noise_hat - noise)[item]

@@ -74,9 +74,7 @@ def test_metrics_add_up(tmp_path):
     assert cache["hits"] > 0 and cache["bypasses"] > 0
     assert cache["x"] == pytest.approx(cache["hits"] / 24)
     assert cache["hit_rate"] == pytest.approx(cache["hits"] / (cache["hits"] + cache["misses"]))
-    assert metrics["history"]["step"][-1] == 12 and metrics["history"]["x"][-1] == pytest.approx(
-        cache["x"], abs=1e-4
-    )
+    assert metrics["history"]["step"][-1] == 12 and metrics["history"]["x"][-1] == pytest.approx(cache["x"], abs=1e-4)
     time = metrics["time"]
     assert sum(time["split_s"].values()) == pytest.approx(time["total_s"])
     assert all(time["split_s"][name] > 0 for name in ("render", "unet_full", "unet_hit", "table", "backward"))

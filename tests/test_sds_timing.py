@@ -53,9 +53,7 @@ def test_mixed_steps_are_divided_by_the_cost_of_either_kind():
     rows[:, COLUMNS.index("unet")], rows[:, COLUMNS.index("hits")] = unet, hits
     rows[:, COLUMNS.index("bypasses")], rows[:, COLUMNS.index("wall")] = full, unet
     summary = summarise(StepLog(rows))
-    assert summary.split["unet_full"] == pytest.approx(0.7) and summary.split["unet_hit"] == pytest.approx(
-        0.06
-    )
+    assert summary.split["unet_full"] == pytest.approx(0.7) and summary.split["unet_hit"] == pytest.approx(0.06)
     assert summary.hit_cost == pytest.approx(0.2)
 
 

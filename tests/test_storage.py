@@ -308,6 +308,6 @@ def test_rewriting_alone_does_no_harm(make_table, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without the saved device")
 def test_a_device_that_is_not_here(make_table, tmp_path):
     rewrite(make_table, tmp_path / "table", options={"device": "cuda:0"})
-    with pytest.raises(ValueError, match="device: expected .*, got 'cuda:0'"):
+    with pytest.raises(ValueError, match=r"device: expected .*, got 'cuda:0'"):
         make_table.func.load(tmp_path / "table")
     assert make_table.func.load(tmp_path / "table", device="cpu").device == torch.device("cpu")

@@ -76,13 +76,9 @@ def test_device(make_table, device):
 
 
 def test_capacity_and_budget_exclude_each_other(make_table):
-    with pytest.raises(
-        ValueError, match="capacity, memory_budget: expected exactly one of the two, got both; pass"
-    ):
+    with pytest.raises(ValueError, match="capacity, memory_budget: expected exactly one of the two, got both; pass"):
         make_table((2,), (1,), capacity=4, memory_budget="1GiB")
-    with pytest.raises(
-        ValueError, match="capacity, memory_budget: expected exactly one of the two, got neither; pass"
-    ):
+    with pytest.raises(ValueError, match="capacity, memory_budget: expected exactly one of the two, got neither; pass"):
         make_table((2,), (1,))
 
 

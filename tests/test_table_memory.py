@@ -61,9 +61,7 @@ def test_memory_is_constant(device):
     before = {name: t.data_ptr() for name, t in vars(table).items() if isinstance(t, torch.Tensor)}
     nbytes = table.nbytes
     for _ in range(10):
-        table.append(
-            keys(table, *[(0.0,) * 4] * 3), torch.zeros(3, 1, device=device), torch.zeros(3, 2, device=device)
-        )
+        table.append(keys(table, *[(0.0,) * 4] * 3), torch.zeros(3, 1, device=device), torch.zeros(3, 2, device=device))
     table.clear()
     assert table.nbytes == nbytes
     assert before == {name: t.data_ptr() for name, t in vars(table).items() if isinstance(t, torch.Tensor)}

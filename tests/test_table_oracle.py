@@ -88,7 +88,7 @@ def test_random_calls(device, tmp_path_factory, options, calls, seed):
 def test_a_short_fuzz_run(device, seed):
     """The long one is ``python tests/fuzz_table.py --operations 1000000``."""
     done, happened = fuzz_pair(seed=1000 + seed, number=0, operations=2000, device=device)
-    assert done >= 2000 and happened["appended"] > 0 and happened["queries"] > 0
+    assert done >= 2000 and happened["append"] > 0 and happened["query"] > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -140,9 +140,7 @@ def test_nearest_key_ties_go_to_the_newest(make_table):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_candidate_comes_back_bit_for_bit(make_table, dtype):
     table = make_table((989,), (19,), grids=[UNIT], num_buckets=7, capacity=3, feature_dtype=dtype)
-    feature = (
-        torch.randn(1, 989, generator=torch.Generator().manual_seed(0)).mul(100).to(dtype).to(table.device)
-    )
+    feature = torch.randn(1, 989, generator=torch.Generator().manual_seed(0)).mul(100).to(dtype).to(table.device)
     latent = torch.ones(1, 19, device=table.device)
     table.append(keys(table, A), latent, feature)
     assert torch.equal(table.query(keys(table, A), latent * 7).features, feature)
@@ -151,7 +149,7 @@ def test_one_candidate_comes_back_bit_for_bit(make_table, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("given", DTYPES)
 def test_features_are_rounded_to_the_stored_dtype(make_table, dtype, given):
-    """Every kind of number each dtype has: halves to be rounded to even, subnormals, zeros of both signs, the largest."""
+    """Every kind of number each dtype has: halves to be rounded to even, subnormals, both zeros, the largest."""
     values = [
         1.00048828125,
         1.00146484375,
@@ -167,9 +165,7 @@ def test_features_are_rounded_to_the_stored_dtype(make_table, dtype, given):
     ]
     feature = torch.tensor([values]).to(given)
     table = make_table((len(values),), (1,), grids=[UNIT], num_buckets=7, capacity=3, feature_dtype=dtype)
-    (serial,) = table.append(
-        keys(table, A), torch.zeros(1, 1, device=table.device), feature.to(table.device)
-    ).tolist()
+    (serial,) = table.append(keys(table, A), torch.zeros(1, 1, device=table.device), feature.to(table.device)).tolist()
     if not feature.to(dtype).isfinite().all():  # 65519 rounded up to 65536 in bfloat16, which float16 lacks
         assert (given, dtype, serial) == (torch.bfloat16, torch.float16, -1)
         return

@@ -102,9 +102,7 @@ def test_timesteps(unets: dict[str, UNet2DConditionModel], timestep: Any) -> Non
 def test_masks_and_attention_arguments(unets: dict[str, UNet2DConditionModel]) -> None:
     inputs = build_inputs(unets["sd15"], rows=2)
     mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0, 0]])
-    assert_parity(
-        unets["sd15"], 4, **inputs, encoder_attention_mask=mask, cross_attention_kwargs={"scale": 0.5}
-    )
+    assert_parity(unets["sd15"], 4, **inputs, encoder_attention_mask=mask, cross_attention_kwargs={"scale": 0.5})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -117,9 +117,7 @@ def build_adapter(unet: UNet2DConditionModel, inputs: dict[str, Any], seed: int 
     return [torch.randn(shape, generator=random) for shape in (*shapes, mid.shape)]
 
 
-def record_skips(
-    unet: UNet2DConditionModel, inputs: dict[str, Any]
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+def record_skips(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The skips and the mid block's output of a forward, by way of hooks on the modules."""
     skips: list[torch.Tensor] = []
     last: list[torch.Tensor] = []

@@ -17,7 +17,8 @@ bool all_finite(const float* a, int64_t count);
 bool measure(DType dtype, const void* feature, const void* const* others, int count, int64_t size, int threads,
              double* squared_norm, double* dots);
 
-// target = sum of weight * source in float32, rounded once; weights of exactly 0 are not read (Eq. 7).
+// target = sum of weight * source in float32, rounded once (Eq. 7). Sources of weight 0 are not read, nor those whose
+// weight is too small to change a float16: then the other one is copied. The weights' sum is 1.
 void blend(DType dtype, const void* const* sources, const float* weights, int count, void* target, int64_t size,
            int threads);
 

@@ -1,4 +1,4 @@
-// query, lookup and similarity: everything that only reads.
+// query and similarity: what only reads, besides the bare look-up.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -7,14 +7,10 @@
 #include "../chains.h"
 #include "backend.h"
 #include "features.h"
-#include "pool.h"
 #include "rows.h"
 
 namespace hash3d::cpu {
 namespace {
-
-constexpr int64_t kLookupSpan = 4096;  // keys in one task of the pool
-constexpr int kAhead = 16;             // keys whose chains are fetched ahead: enough to hide a cache miss
 
 // Rule 8 (Eq. 8): the grid with the highest running average among those with a candidate, or -1.
 int choose_grid(const Table& table, const std::vector<Place>& places) {
@@ -92,41 +88,6 @@ int query_one(const Table& table, const Key& given, const float* latent, int64_t
   return grid;
 }
 
-// Candidates of one key in every grid; the chains were fetched when `places` was made.
-void lookup_one(const Table& table, const Place* places, bool finite, int64_t* serials) {
-  const int queue = table.config.queue_length;
-  for (int grid = 0; grid < table.config.grids; ++grid, serials += queue) {
-    if (finite) {
-      candidates(table, grid, places[grid], table.counters[kNextSerial], serials);
-    } else {
-      std::fill(serials, serials + queue, int64_t{-1});
-    }
-  }
-}
-
-void lookup_span(const Table& table, const float* keys, int64_t begin, int64_t end, int64_t* serials) {
-  const Config& config = table.config;
-  std::vector<Place> places(kAhead * config.grids);
-  bool finite[kAhead];
-  for (int64_t batch = begin; batch < end; batch += kAhead) {
-    const int count = static_cast<int>(std::min<int64_t>(kAhead, end - batch));
-    for (int i = 0; i < count; ++i) {
-      const Key key = load_key(keys, batch + i);
-      finite[i] = is_finite(key);
-      if (!finite[i]) continue;
-      const Key turned = reduced(key, config.azimuth_period);
-      for (int grid = 0; grid < config.grids; ++grid) {
-        Place& place = places[i * config.grids + grid] = place_of(config, turned, grid);
-        __builtin_prefetch(chain_at(table, grid, place.bucket));
-      }
-    }
-    for (int i = 0; i < count; ++i) {
-      lookup_one(table, &places[i * config.grids], finite[i],
-                 serials + (batch + i) * config.grids * config.queue_length);
-    }
-  }
-}
-
 }  // namespace
 
 void query(const Table& table, const Items& items, const Answers& answers, int threads) {
@@ -143,12 +104,6 @@ void query(const Table& table, const Items& items, const Answers& answers, int t
     table.counters[kHits] += grid >= 0;
   }
   table.counters[kQueries] += items.count;
-}
-
-void lookup(const Table& table, const float* keys, int64_t count, int64_t* serials, int threads) {
-  parallel_for((count + kLookupSpan - 1) / kLookupSpan, threads, [&](int64_t span) {
-    lookup_span(table, keys, span * kLookupSpan, std::min(count, (span + 1) * kLookupSpan), serials);
-  });
 }
 
 void similarity(const Table& table, const float* keys, int64_t count, float* averages) {

@@ -101,17 +101,108 @@ bool all_finite(const float* a, int64_t count) {
   return lane_sum(count, [a](int64_t i) { return a[i] - a[i]; }) == 0.0f;
 }
 
-void scale(float weight, const float* source, float* target, int64_t count, bool add) {
-  if (add) {
-    for (int64_t i = 0; i < count; ++i) target[i] += weight * source[i];
+// kLanes floats in as many registers as this path needs.
+struct Lanes {
+#if defined(__AVX512F__)
+  __m512 all;
+  static Lanes load(const float* a) { return {_mm512_loadu_ps(a)}; }
+  static Lanes load_half(const uint16_t* a) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)))};
+  }
+  void store(float* a) const { _mm512_storeu_ps(a, all); }
+  Lanes operator*(float b) const { return {_mm512_mul_ps(all, _mm512_set1_ps(b))}; }
+  Lanes operator+(const Lanes& b) const { return {_mm512_add_ps(all, b.all)}; }
+#elif defined(__F16C__)
+  __m256 low, high;
+  static Lanes load(const float* a) { return {_mm256_loadu_ps(a), _mm256_loadu_ps(a + 8)}; }
+  static Lanes load_half(const uint16_t* a) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a))),
+            _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a + 8)))};
+  }
+  void store(float* a) const {
+    _mm256_storeu_ps(a, low);
+    _mm256_storeu_ps(a + 8, high);
+  }
+  Lanes operator*(float b) const {
+    const __m256 all = _mm256_set1_ps(b);
+    return {_mm256_mul_ps(low, all), _mm256_mul_ps(high, all)};
+  }
+  Lanes operator+(const Lanes& b) const { return {_mm256_add_ps(low, b.low), _mm256_add_ps(high, b.high)}; }
+#else
+  float part[kLanes];
+  static Lanes load(const float* a) {
+    Lanes lanes;
+    std::memcpy(lanes.part, a, sizeof lanes.part);
+    return lanes;
+  }
+  static Lanes load_half(const uint16_t* a) {
+    Lanes lanes;
+    for (int i = 0; i < kLanes; ++i) lanes.part[i] = float16_to_float(a[i]);
+    return lanes;
+  }
+  void store(float* a) const { std::memcpy(a, part, sizeof part); }
+  Lanes operator*(float b) const {
+    Lanes lanes;
+    for (int i = 0; i < kLanes; ++i) lanes.part[i] = part[i] * b;
+    return lanes;
+  }
+  Lanes operator+(const Lanes& b) const {
+    Lanes lanes;
+    for (int i = 0; i < kLanes; ++i) lanes.part[i] = part[i] + b.part[i];
+    return lanes;
+  }
+#endif
+  static Lanes load_bfloat(const uint16_t* a) {
+    float buffer[kLanes];
+    for (int i = 0; i < kLanes; ++i) buffer[i] = bfloat16_to_float(a[i]);
+    return load(buffer);
+  }
+};
+
+constexpr int64_t kTile = 16 * kLanes;  // sums on their way to from_float(): they stay in the first-level cache
+
+// Numbers begin .. end of the weighted sum; `load` takes kLanes of a row of T, `one` a single number.
+template <typename T, typename Load, typename One>
+void blend_rows(DType dtype, const void* const* sources, const float* weights, int count, void* target, int64_t begin,
+                int64_t end, Load load, One one) {
+  const auto row = [sources](int source) { return static_cast<const T*>(sources[source]); };
+  float sums[kTile];
+  for (int64_t tile = begin; tile < end; tile += kTile) {
+    const int64_t size = end - tile < kTile ? end - tile : kTile;
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) {
+      Lanes sum = load(row(0) + tile + i) * weights[0];
+      for (int source = 1; source < count; ++source) sum = sum + load(row(source) + tile + i) * weights[source];
+      sum.store(sums + i);
+    }
+    for (; i < size; ++i) {
+      sums[i] = one(row(0)[tile + i]) * weights[0];
+      for (int source = 1; source < count; ++source) sums[i] += one(row(source)[tile + i]) * weights[source];
+    }
+    cpu::from_float(dtype, sums, static_cast<char*>(target) + tile * bytes_of(dtype), size);
+  }
+}
+
+void blend(DType dtype, const void* const* sources, const float* weights, int count, void* target, int64_t begin,
+           int64_t end) {
+  if (dtype == DType::kFloat32) {
+    blend_rows<float>(
+        dtype, sources, weights, count, target, begin, end, [](const float* a) { return Lanes::load(a); },
+        [](float a) { return a; });
+  } else if (dtype == DType::kFloat16) {
+    blend_rows<uint16_t>(
+        dtype, sources, weights, count, target, begin, end, [](const uint16_t* a) { return Lanes::load_half(a); },
+        [](uint16_t a) { return float16_to_float(a); });
   } else {
-    for (int64_t i = 0; i < count; ++i) target[i] = weight * source[i];
+    blend_rows<uint16_t>(
+        dtype, sources, weights, count, target, begin, end, [](const uint16_t* a) { return Lanes::load_bfloat(a); },
+        [](uint16_t a) { return bfloat16_to_float(a); });
   }
 }
 
 }  // namespace
 
 extern const Rows HASH3D_ROWS = {HASH3D_ROWS_NAME, to_float,   from_float, sum_squares, dot,
-                                 squared_distance, all_finite, scale};
+                                 squared_distance, all_finite, blend};
 
 }  // namespace hash3d::cpu

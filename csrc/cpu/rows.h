@@ -21,8 +21,10 @@ struct Rows {
   float (*dot)(const float* a, const float* b, int64_t count);
   float (*squared_distance)(const float* a, const float* b, int64_t count);
   bool (*all_finite)(const float* a, int64_t count);
-  // target = weight * source, or += when `add`.
-  void (*scale)(float weight, const float* source, float* target, int64_t count, bool add);
+  // Numbers begin .. end of target = sum of weights * sources, in their order; all rows of `dtype`, count >= 1.
+  // Reads every source once and writes the target once.
+  void (*blend)(DType dtype, const void* const* sources, const float* weights, int count, void* target, int64_t begin,
+                int64_t end);
 };
 
 extern const Rows kRowsBaseline;

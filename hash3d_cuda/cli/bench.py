@@ -11,9 +11,7 @@ from pathlib import Path
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Fills the subcommand's parser."""
-    parser.add_argument(
-        "--folder", type=Path, help="the benchmarks (default: ./benchmarks, else beside the package)"
-    )
+    parser.add_argument("--folder", type=Path, help="the benchmarks (default: ./benchmarks, else beside the package)")
     parser.add_argument(
         "-k", dest="pattern", metavar="WORDS", help="only benchmarks whose name matches, as in pytest -k"
     )
@@ -24,9 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
     for package in ("pytest", "pytest_benchmark"):
         if importlib.util.find_spec(package) is None:
-            raise RuntimeError(
-                f"the package {package!r} is missing; install it with: pip install 'hash3d-cuda[bench]'"
-            )
+            raise RuntimeError(f"the package {package!r} is missing; install it with: pip install 'hash3d-cuda[bench]'")
     command = [sys.executable, "-m", "pytest", str(find_folder(options.folder)), "-q", "-s"]
     command += ["-k", options.pattern] if options.pattern else []
     command += [f"--benchmark-json={options.json}"] if options.json else []

@@ -62,9 +62,6 @@ def text_table(rows: list[tuple[str, ...]]) -> str:
     last = len(widths) - 1
     lines = []
     for row in rows:
-        cells = [
-            c.ljust(w) if i in (0, last) else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = [c.ljust(w) if i in (0, last) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

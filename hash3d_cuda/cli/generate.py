@@ -25,16 +25,10 @@ REQUEST = ("subject", "prior", "elevation", "azimuth")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Fills the subcommand's parser."""
     parser.epilog = EPILOG
-    parser.add_argument(
-        "subject", nargs="?", metavar="IMAGE|NAME", help="a picture file, or a name or prompt"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for what is written (default hash3d-SUBJECT)"
-    )
+    parser.add_argument("subject", nargs="?", metavar="IMAGE|NAME", help="a picture file, or a name or prompt")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (default hash3d-SUBJECT)")
     add_run_options(parser)
-    parser.add_argument(
-        "--no-cache", dest="cache", action="store_false", default=None, help="leave the U-Net alone"
-    )
+    parser.add_argument("--no-cache", dest="cache", action="store_false", default=None, help="leave the U-Net alone")
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", help="go on with the unfinished run in DIR, options as they were"
@@ -83,9 +77,7 @@ def recall(options: argparse.Namespace) -> dict[str, Any]:
 
     path = find_checkpoint(options.out)
     if path is None:
-        raise ValueError(
-            f"resume: no unfinished run in {str(options.out)!r}; leave --resume away to start one"
-        )
+        raise ValueError(f"resume: no unfinished run in {str(options.out)!r}; leave --resume away to start one")
     about = read_about(path)
     for name in REQUEST:
         if getattr(options, name) is None:
@@ -98,12 +90,8 @@ def summary(metrics: dict[str, Any], out: Path) -> str:
     from hash3d_cuda.sds.html import NAMES, duration
 
     time, cache = metrics["time"], metrics["cache"]
-    split = ", ".join(
-        f"{NAMES[name]} {s / time['total_s']:.0%}" for name, s in time["split_s"].items() if s > 0
-    )
-    lines = [
-        f"{metrics['subject']['label']}: {metrics['steps']} steps in {duration(time['total_s'])} ({split})"
-    ]
+    split = ", ".join(f"{NAMES[name]} {s / time['total_s']:.0%}" for name, s in time["split_s"].items() if s > 0)
+    lines = [f"{metrics['subject']['label']}: {metrics['steps']} steps in {duration(time['total_s'])} ({split})"]
     if cache["enabled"]:
         lines.append(
             f"cache: {cache['hits']} hits, {cache['misses']} misses, {cache['bypasses']} bypasses; hit rate "
@@ -111,7 +99,5 @@ def summary(metrics: dict[str, Any], out: Path) -> str:
         )
     if metrics["quality"]:
         quality = metrics["quality"]
-        lines.append(
-            f"against the true object, 16 views: PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.3f}"
-        )
+        lines.append(f"against the true object, 16 views: PSNR {quality['psnr']:.2f} dB, SSIM {quality['ssim']:.3f}")
     return "\n".join([*lines, *metrics["notes"], f"wrote {out / 'report.html'}"])

@@ -25,9 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objects", action="store_true", help="only the names that the shipped prior knows, one a line"
     )
-    parser.add_argument(
-        "--examples", action="store_true", help="only the bundled example pictures: name, tab, path"
-    )
+    parser.add_argument("--examples", action="store_true", help="only the bundled example pictures: name, tab, path")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -90,7 +88,5 @@ def devices() -> list[str]:
     names = []
     for index in range(torch.cuda.device_count()):
         seen = torch.cuda.get_device_properties(index)
-        names.append(
-            f"cuda:{index} {seen.name}, sm_{seen.major}{seen.minor}, {seen.total_memory / 2**30:.0f} GiB"
-        )
+        names.append(f"cuda:{index} {seen.name}, sm_{seen.major}{seen.minor}, {seen.total_memory / 2**30:.0f} GiB")
     return names

@@ -59,9 +59,7 @@ def build_parser(command: str | None = None) -> Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name not in FORWARDED:
-            sub.add_argument(
-                "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-            )
+            sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if name == command:
             importlib.import_module(f"hash3d_cuda.cli.{name}").add_options(sub)
     return parser
@@ -124,11 +122,7 @@ def one_line(error: BaseException) -> str:
         return f"{error.strerror}: {str(error.filename)!r}"
     text = " ".join(str(error).split()) or type(error).__name__
     expected = (ValueError, OSError, RuntimeError, UsageError, MemoryError, TypeError)
-    return (
-        text
-        if isinstance(error, expected)
-        else f"{type(error).__name__}: {text} (--debug shows the traceback)"
-    )
+    return text if isinstance(error, expected) else f"{type(error).__name__}: {text} (--debug shows the traceback)"
 
 
 def version() -> str:

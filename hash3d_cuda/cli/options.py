@@ -17,9 +17,7 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".t
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options whose defaults are the settings' own, so that --resume can tell what was given."""
     text = parser.add_argument_group("what and with which prior")
-    text.add_argument(
-        "--prior", metavar="DIR_OR_HUB_ID", help="diffusers weights instead of the shipped prior"
-    )
+    text.add_argument("--prior", metavar="DIR_OR_HUB_ID", help="diffusers weights instead of the shipped prior")
     text.add_argument(
         "--elevation", type=float, metavar="DEG", help="where the picture was taken from (default: estimated)"
     )
@@ -32,35 +30,23 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="views rendered and denoised per iteration (default 2)",
     )
-    run.add_argument(
-        "--scene", choices=("voxels", "gaussians"), help="voxel radiance grid (default) or 3D Gaussians"
-    )
+    run.add_argument("--scene", choices=("voxels", "gaussians"), help="voxel radiance grid (default) or 3D Gaussians")
     run.add_argument("--scene-size", type=int, metavar="N", help="voxels per side, or number of Gaussians")
-    run.add_argument(
-        "--schedule", choices=("annealed", "uniform"), help="timesteps: annealed (default) or uniform"
-    )
+    run.add_argument("--schedule", choices=("annealed", "uniform"), help="timesteps: annealed (default) or uniform")
     run.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free guidance (default 2)")
     run.add_argument("--seed", type=int, help="everything random follows from it (default 0)")
     run.add_argument("--device", help='"cpu" (default) or "cuda"')
     cache = parser.add_argument_group("cache")
     cache.add_argument("--eta", type=float, help="probability of trying a retrieval, 0 to 1")
-    cache.add_argument(
-        "--position", type=int, metavar="K", help="up-resnets that still run on a hit (default 2)"
-    )
+    cache.add_argument("--position", type=int, metavar="K", help="up-resnets that still run on a hit (default 2)")
     cache.add_argument(
         "--grids", help='"paper", or cell sizes elevation,azimuth,radius,timestep: "10,10,.1,10;30,30,.2,100"'
     )
-    cache.add_argument(
-        "--memory-budget", metavar="BYTES", help='memory of the table, such as "256MiB" (default)'
-    )
+    cache.add_argument("--memory-budget", metavar="BYTES", help='memory of the table, such as "256MiB" (default)')
     output = parser.add_argument_group("output")
     output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
-    output.add_argument(
-        "--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)"
-    )
-    output.add_argument(
-        "--checkpoint-every", type=int, metavar="STEPS", help="between checkpoints (default 100)"
-    )
+    output.add_argument("--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)")
+    output.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="between checkpoints (default 100)")
     output.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
 
@@ -102,9 +88,7 @@ def load_subject(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
 
         content: Any = open_picture(options.subject)  # first: a bad file should not wait for the weights
     elif options.elevation is not None or options.azimuth is not None:
-        raise UsageError(
-            "--elevation and --azimuth describe a picture, but the subject is a name; leave them away"
-        )
+        raise UsageError("--elevation and --azimuth describe a picture, but the subject is a name; leave them away")
     else:
         content = options.subject
     from hash3d_cuda.prior import load_prior

@@ -1,7 +1,8 @@
-"""2D diffusion priors: the shipped one, and real diffusers weights."""
+"""2D diffusion priors: the shipped one, and real diffusers weights. Importing this loads neither diffusers nor weights."""
 
 from __future__ import annotations
 
 from hash3d_cuda.prior.base import Prior, Subject, UnknownSubject
+from hash3d_cuda.prior.load import load_prior
 
-__all__ = ["Prior", "Subject", "UnknownSubject"]
+__all__ = ["Prior", "Subject", "UnknownSubject", "load_prior"]

@@ -73,9 +73,7 @@ def read_catalogue(archive: zipfile.ZipFile) -> dict[str, CatalogueEntry]:
         rows.setdefault(int(number), {})[key] = value.strip()
     entries = {}
     for row in rows.values():
-        rotation = (
-            np.array(row["modelRotation"].split(), float).reshape(3, 3) if "modelRotation" in row else None
-        )
+        rotation = np.array(row["modelRotation"].split(), float).reshape(3, 3) if "modelRotation" in row else None
         identifier = row["id"].split("#")[-1]
         entries[identifier] = CatalogueEntry(
             identifier, row["name"], row.get("creator", "unknown"), row["model"].lstrip("/"), rotation
@@ -93,12 +91,8 @@ def require_public_domain(archive: zipfile.ZipFile, entry: CatalogueEntry) -> No
     own = [name for name in archive.namelist() if name.startswith(folder) and "license" in name.lower()]
     for name in own or ["LICENSE.TXT"]:
         text = archive.read(name).decode("latin-1")
-        if not re.search(r"Creative Commons Zero|CC-?0|CC-Zero", text) or re.search(
-            r"Commons Attribution", text
-        ):
-            raise ValueError(
-                f"furniture: {name!r} does not put {entry.identifier!r} under CC0; choose another model"
-            )
+        if not re.search(r"Creative Commons Zero|CC-?0|CC-Zero", text) or re.search(r"Commons Attribution", text):
+            raise ValueError(f"furniture: {name!r} does not put {entry.identifier!r} under CC0; choose another model")
 
 
 def load_parts(archive: zipfile.ZipFile, entry: CatalogueEntry) -> list[Part]:

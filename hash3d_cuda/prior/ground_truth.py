@@ -36,9 +36,7 @@ def ground_truth_views(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     path = ASSETS / "views" / f"{name.strip().lower().replace(' ', '-')}.png"
     if not path.is_file():
-        raise ValueError(
-            f"name: no bundled views of {name!r}; expected one of: {', '.join(ground_truth_names())}"
-        )
+        raise ValueError(f"name: no bundled views of {name!r}; expected one of: {', '.join(ground_truth_names())}")
     strip = np.asarray(Image.open(path).convert("RGB"))
     views = strip.reshape(VIEW_SIZE, len(EVALUATION_POSES), VIEW_SIZE, 3).transpose(1, 3, 0, 2)
     poses = torch.from_numpy(EVALUATION_POSES).float()

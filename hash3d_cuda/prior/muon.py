@@ -17,14 +17,23 @@ ITERATIONS = 5
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrix to ``matrix`` [m,n], roughly: singular values end up near 1."""
+    """The nearest (semi-)orthogonal matrix to ``matrix`` [m,n], roughly: singular values end up near 1.
+
+    The Newton-Schulz polynomials are gathered on the small side's Gram matrix and applied once: for these long, flat
+    matrices that is less than half of the work of iterating on the matrix itself.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
+    gram = x @ x.T
+    identity = torch.eye(len(gram), dtype=x.dtype, device=x.device)
+    gathered = identity
     for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        step = a * identity + b * gram + c * gram @ gram
+        gathered = step @ gathered
+        gram = step @ gram @ step
+    x = gathered @ x
     return x.T if tall else x
 
 

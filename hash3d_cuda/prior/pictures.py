@@ -36,7 +36,9 @@ def open_picture(path: str | Path) -> Any:
                 )
             picture.load()
     except UnidentifiedImageError:
-        raise ValueError(f"image: {str(path)!r} is not a picture that Pillow can read; give a PNG, JPEG or WebP") from None
+        raise ValueError(
+            f"image: {str(path)!r} is not a picture that Pillow can read; give a PNG, JPEG or WebP"
+        ) from None
     except Image.DecompressionBombError:
         raise ValueError(f"image: {str(path)!r} is too large; scale it down first") from None
     except (OSError, SyntaxError) as error:

@@ -26,6 +26,7 @@ from hash3d_cuda.prior.furniture import (
     require_public_domain,
 )
 from hash3d_cuda.prior.ground_truth import EVALUATION_POSES, INPUT_POSE, VIEW_SIZE
+from hash3d_cuda.prior.negatives import render_negatives
 from hash3d_cuda.prior.raster import Renderer, area_downsample
 from hash3d_cuda.prior.vocabulary import LICENCE, OBJECTS, SOURCE, VocabularyObject
 
@@ -57,20 +58,14 @@ def near_evaluation(poses: np.ndarray) -> np.ndarray:
     return ((elevation <= EXCLUDED_DEGREES) & (azimuth <= EXCLUDED_DEGREES)).any(1)
 
 
-def load_object(
-    archive: zipfile.ZipFile, catalogue: dict[str, CatalogueEntry], thing: VocabularyObject
-) -> list[Part]:
+def load_object(archive: zipfile.ZipFile, catalogue: dict[str, CatalogueEntry], thing: VocabularyObject) -> list[Part]:
     """The object's parts, normalised and facing +x."""
     if thing.identifier not in catalogue:
-        raise KeyError(
-            f"furniture: the library has no model {thing.identifier!r} for {thing.name!r}; use {SOURCE}"
-        )
+        raise KeyError(f"furniture: the library has no model {thing.identifier!r} for {thing.name!r}; use {SOURCE}")
     require_public_domain(archive, catalogue[thing.identifier])
     parts = load_parts(archive, catalogue[thing.identifier])
     angle = np.deg2rad(thing.turn)
-    turn = np.array(
-        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]], np.float32
-    )
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]], np.float32)
     for part in parts:
         part.positions, part.normals = part.positions @ turn.T, part.normals @ turn.T
     return parts
@@ -131,9 +126,7 @@ def write_assets(
     for name in ("views", "inputs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for thing, views, picture in zip(objects, evaluation, inputs, strict=True):
-        Image.fromarray(np.concatenate(list(views), 1)).save(
-            folder / "views" / f"{thing.slug}.png", optimize=True
-        )
+        Image.fromarray(np.concatenate(list(views), 1)).save(folder / "views" / f"{thing.slug}.png", optimize=True)
         Image.fromarray(picture).save(folder / "inputs" / f"{thing.slug}.png", optimize=True)
     rows = [f"| {t.name} | {t.creator} | {t.identifier} | {LICENCE} |" for t in objects]
     head = [
@@ -146,9 +139,7 @@ def write_assets(
     (folder / "CREDITS.md").write_text("\n".join(head + rows) + "\n", encoding="utf-8")
 
 
-def write_sheet(
-    path: Path, objects: Sequence[VocabularyObject], rows: Sequence[np.ndarray], columns: int = 3
-) -> None:
+def write_sheet(path: Path, objects: Sequence[VocabularyObject], rows: Sequence[np.ndarray], columns: int = 3) -> None:
     """Contact sheet: every object at azimuth 0, 30, 90 and 180 above its name."""
     from PIL import Image, ImageDraw
 
@@ -176,9 +167,7 @@ def _select(names: Sequence[str] | None) -> Sequence[VocabularyObject]:
     known = {thing.name: thing for thing in OBJECTS}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(
-            f"--objects: unknown {', '.join(map(repr, unknown))}; expected some of: {', '.join(known)}"
-        )
+        raise ValueError(f"--objects: unknown {', '.join(map(repr, unknown))}; expected some of: {', '.join(known)}")
     return [known[name] for name in names]
 
 
@@ -193,14 +182,18 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="an .sh3f library, or a folder with BlendSwap-CC-0.sh3f below it",
     )
-    parser.add_argument(
-        "--out", required=True, type=Path, help="folder for train.npz, eval.npz and sheet.png"
-    )
+    parser.add_argument("--out", required=True, type=Path, help="folder for train.npz, eval.npz and sheet.png")
     parser.add_argument(
         "--objects", nargs="+", metavar="NAME", help="only these objects (default: the whole vocabulary)"
     )
     parser.add_argument("--views", type=int, default=320, help="training views per object (default: 320)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--negatives",
+        type=int,
+        metavar="N",
+        help="also render N views of each of the library's other CC0 objects, to negatives.npz (for the image encoder)",
+    )
     parser.add_argument(
         "--assets",
         type=Path,
@@ -215,13 +208,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.views < 1:
         parser.error(f"argument --views: {options.views} is not a number of views; give 1 or more")
+    if options.negatives is not None and options.negatives < 1:
+        parser.error(f"argument --negatives: {options.negatives} is not a number of views; give 1 or more")
     try:
         library, objects = find_library(options.furniture), _select(options.objects)
         write_dataset(library, options.out, objects, options.views, options.seed, options.assets)
+        if options.negatives is not None:
+            images, names = render_negatives(library, options.negatives, options.seed, RENDER_SIZE)
+            _save_npz(options.out / "negatives.npz", images=images, names=np.array(names))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, zipfile.BadZipFile) as error:
-        print(
-            f"hash3d prepare-data: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr
-        )
+        print(f"hash3d prepare-data: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
     return 0
 

@@ -87,8 +87,7 @@ class Renderer(AbstractContextManager):
             self.context = moderngl.create_standalone_context(backend="egl")
         except Exception as error:
             raise RuntimeError(
-                f"renderer: no OpenGL context through EGL ({error}); "
-                "on Debian install libegl1 and libgl1-mesa-dri"
+                f"renderer: no OpenGL context through EGL ({error}); on Debian install libegl1 and libgl1-mesa-dri"
             ) from error
         self.program = self.context.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
         self.framebuffer = self.context.simple_framebuffer((render_size, render_size), components=4)
@@ -103,9 +102,7 @@ class Renderer(AbstractContextManager):
         """Upload an object; it replaces the one before."""
         self._release_parts()
         for part in parts:
-            vertices = np.concatenate([part.positions, part.normals, part.uv, part.colours], 1).astype(
-                np.float32
-            )
+            vertices = np.concatenate([part.positions, part.normals, part.uv, part.colours], 1).astype(np.float32)
             buffer, index = self.context.buffer(vertices.tobytes()), self.context.buffer(part.faces.tobytes())
             layout = [(buffer, "3f 3f 2f 4f", "position", "normal", "uv", "colour")]
             array = self.context.vertex_array(self.program, layout, index)

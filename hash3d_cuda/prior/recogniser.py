@@ -17,6 +17,7 @@ from hash3d_cuda.prior.base import UnknownSubject
 
 CONFIDENT = 0.6
 """Least probability at which a picture counts as recognised."""
+WIDTHS = (32, 64, 96, 128)
 
 
 @dataclass
@@ -30,7 +31,9 @@ class Recognition:
 
 
 class Recogniser(nn.Module):
-    """Five strided convolutions, then per-object logits and per-object pose (sin, cos of azimuth; elevation in radians).
+    """Convolutions down to 2x2, then per-object logits and per-object pose (sin, cos of azimuth; elevation in radians).
+
+    The first convolution takes patches of 4x4 pixels, so that the whole network costs about 3 million multiplications.
 
     Args:
         names: size of the vocabulary; one more logit stands for "none of these".
@@ -38,13 +41,14 @@ class Recogniser(nn.Module):
 
     def __init__(self, names: int):
         super().__init__()
-        widths = (4, 16, 32, 48, 64, 96)
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:]):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 4, 128), nn.SiLU())
-        self.kind = nn.Linear(128, names + 1)
-        self.pose = nn.Linear(128, names * 3)
+        for index, width in enumerate(WIDTHS):
+            before = WIDTHS[index - 1] if index else 4
+            shape = dict(kernel_size=3, stride=2, padding=1) if index else dict(kernel_size=4, stride=4)
+            layers += [nn.Conv2d(before, width, **shape), nn.GroupNorm(8, width), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * 4, 192), nn.SiLU())
+        self.kind = nn.Linear(192, names + 1)
+        self.pose = nn.Linear(192, names * 3)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures float [B,3,64,64] over white -> logits float [B,names+1] and pose float [B,names,3]."""
@@ -54,11 +58,23 @@ class Recogniser(nn.Module):
 
     @classmethod
     def load(cls, path: Path, names: int) -> Recogniser:
-        """Read fp16 safetensors written by the trainer."""
+        """Read fp16 safetensors written by the trainer.
+
+        Raises:
+            ValueError: the file is damaged, or was made for another vocabulary or another version of the network.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         model = cls(names)
-        model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        try:
+            model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"prior: {str(path)!r} does not hold the image encoder of {names} objects ({reason}); "
+                "train it again with `python -m hash3d_cuda.prior.train_recogniser`"
+            ) from None
         return model.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -74,8 +90,8 @@ class Recogniser(nn.Module):
         if probability[best] < CONFIDENT:
             raise UnknownSubject(
                 "subject: this picture shows none of the objects that the shipped prior knows (nearest: "
-                f"{vocabulary[best]!r}, {float(probability[best]):.0%}). It knows: {', '.join(sorted(vocabulary))}. For any "
-                "other picture give --prior a Zero123-style diffusers folder."
+                f"{vocabulary[best]!r}, {float(probability[best]):.0%}). It knows: {', '.join(sorted(vocabulary))}. For "
+                "any other picture give --prior a Zero123-style diffusers folder."
             )
         sine, cosine, elevation = pose[0, best].tolist()
         return Recognition(

@@ -51,7 +51,11 @@ def save_prior(model: nn.Module, names: list[str], folder: Path, trained: dict[s
     tensors = {key: value.cpu().half().contiguous() for key, value in model.conditioner.state_dict().items()}
     save_file(tensors, folder / "conditioner.safetensors")
     about = dict(
-        format=FORMAT, names=names, prediction_type="sample", schedule="scaled_linear 0.00085 0.012 1000", trained=trained
+        format=FORMAT,
+        names=names,
+        prediction_type="sample",
+        schedule="scaled_linear 0.00085 0.012 1000",
+        trained=trained,
     )
     (folder / "prior.json").write_text(json.dumps(about, indent=1) + "\n")
 
@@ -83,10 +87,14 @@ class ShippedPrior(Prior):
         self.vocabulary = list(about["names"])
         self.about = about
         self.device = torch.device(device)
-        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True)
+        self.unet = UNet2DConditionModel.from_pretrained(
+            folder / "unet", torch_dtype=torch.float32, local_files_only=True
+        )
         self.unet.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.conditioner = Conditioner(len(self.vocabulary))
-        self.conditioner.load_state_dict({k: v.float() for k, v in load_file(folder / "conditioner.safetensors").items()})
+        self.conditioner.load_state_dict(
+            {k: v.float() for k, v in load_file(folder / "conditioner.safetensors").items()}
+        )
         self.conditioner.to(self.device).eval().requires_grad_(False)
         path = folder / "recogniser.safetensors"
         self.recogniser = Recogniser.load(path, len(self.vocabulary)) if path.is_file() else None

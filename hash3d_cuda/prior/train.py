@@ -141,8 +141,11 @@ class Trainer:
         if self.rank:
             return
         line = dict(
-            step=self.step, samples=self.samples, minutes=round(self.seconds / 60, 2),
-            samples_per_second=round(self.samples / self.seconds, 1), **{k: round(v, 5) for k, v in figures.items()},
+            step=self.step,
+            samples=self.samples,
+            minutes=round(self.seconds / 60, 2),
+            samples_per_second=round(self.samples / self.seconds, 1),
+            **{k: round(v, 5) for k, v in figures.items()},
         )
         with open(self.out / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -157,12 +160,22 @@ class Trainer:
         folder.mkdir(exist_ok=True)
         sample_grid(self.average, self.held_out, self.alphas, self.device, folder / f"step{self.step:07d}.png")
         state = dict(
-            model=self.model.state_dict(), average=self.average.state_dict(), optimizers=[o.state_dict() for o in self.optimizers],
-            step=self.step, samples=self.samples, seconds=self.seconds, names=self.views.names,
+            model=self.model.state_dict(),
+            average=self.average.state_dict(),
+            optimizers=[o.state_dict() for o in self.optimizers],
+            step=self.step,
+            samples=self.samples,
+            seconds=self.seconds,
+            names=self.views.names,
         )
         torch.save(state, self.out / "checkpoint.tmp")
         os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
-        save_prior(self.average, self.views.names, self.out / "prior", trained=asdict(self.settings) | {"samples": self.samples})
+        save_prior(
+            self.average,
+            self.views.names,
+            self.out / "prior",
+            trained=asdict(self.settings) | {"samples": self.samples},
+        )
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of the same vocabulary."""
@@ -211,7 +224,9 @@ def main(argv: list[str] | None = None) -> int:
     trainer = Trainer(views, Views(held_out) if held_out.is_file() else views, args.out, settings, args.device)
     if (args.out / "checkpoint.pt").is_file():
         trainer.resume(args.out / "checkpoint.pt")
-        print(f"resuming at step {trainer.step}, {trainer.seconds / 60:.1f} of {args.minutes:g} minutes spent", flush=True)
+        print(
+            f"resuming at step {trainer.step}, {trainer.seconds / 60:.1f} of {args.minutes:g} minutes spent", flush=True
+        )
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda *_: setattr(trainer, "stopping", True))
     trainer.run()

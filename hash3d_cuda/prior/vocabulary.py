@@ -41,14 +41,10 @@ OBJECTS: tuple[VocabularyObject, ...] = (
     VocabularyObject("wooden doll", "woodToy", "Miroljub", aliases=("doll",)),
     VocabularyObject("grand piano", "pianoAQueue", "Dante", aliases=("piano",)),
     VocabularyObject("orchid", "orchids", "Elysia", aliases=("orchids",)),
-    VocabularyObject(
-        "football table", "table_football", "Jeff2207", aliases=("table football", "foosball table")
-    ),
+    VocabularyObject("football table", "table_football", "Jeff2207", aliases=("table football", "foosball table")),
     VocabularyObject("table fan", "tableFan", "Shivraj", aliases=("fan",)),
     VocabularyObject("mixer", "kitchenaid", "Swno", aliases=("stand mixer",)),
-    VocabularyObject(
-        "coffee machine", "coffeeBrewer", "TreyClaine", aliases=("coffee brewer", "coffee maker")
-    ),
+    VocabularyObject("coffee machine", "coffeeBrewer", "TreyClaine", aliases=("coffee brewer", "coffee maker")),
     VocabularyObject("mailbox", "mofx_mailbox", "Mofx", aliases=("letterbox",)),
     VocabularyObject("fire extinguisher", "fireExtinguisher", "Bastable", aliases=("extinguisher",)),
     VocabularyObject("barrel", "barrel", "GyngaNynja"),

@@ -51,9 +51,7 @@ class ResumedStore(TableStore):
 
     def __init__(self, config: Any, table: Any):
         options = table.options
-        super().__init__(
-            config, options.feature_shape, options.latent_shape, options.feature_dtype, options.device
-        )
+        super().__init__(config, options.feature_shape, options.latent_shape, options.feature_dtype, options.device)
         self._loaded = table
 
     def find(self, condition: Hashable) -> Any:

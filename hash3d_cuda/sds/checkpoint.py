@@ -87,9 +87,7 @@ def load_checkpoint(run_folder: Path) -> Checkpoint:
 
     path = find_checkpoint(run_folder)
     if path is None:
-        raise ValueError(
-            f"resume: no unfinished run in {str(run_folder)!r}; leave --resume away to start one"
-        )
+        raise ValueError(f"resume: no unfinished run in {str(run_folder)!r}; leave --resume away to start one")
     about = read_about(path)
     try:
         tensors = load_file(path / "state.safetensors")

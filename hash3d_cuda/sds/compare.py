@@ -68,9 +68,7 @@ def compare(
     figures["agreement"] = image_quality(results["with"].views, results["without"].views)
     with staged(folder) as stage:
         write_json(figures, stage / "compare.json")
-        write_turntable(
-            side_by_side([result.turntable for result in results.values()]), stage / "compare.webp"
-        )
+        write_turntable(side_by_side([result.turntable for result in results.values()]), stage / "compare.webp")
         write_compare_report(figures, results, stage)
     return figures
 
@@ -81,8 +79,7 @@ def comparison(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     x, r = after["cache"]["x"], after["time"]["hit_cost_r"]
     share = before["time"]["split_s"]["unet_full"] / before["time"]["total_s"]
     unet_seconds = {
-        name: one["time"]["split_s"]["unet_full"] + one["time"]["split_s"]["unet_hit"]
-        for name, one in metrics.items()
+        name: one["time"]["split_s"]["unet_full"] + one["time"]["split_s"]["unet_hit"] for name, one in metrics.items()
     }
     return {
         "subject": after["subject"],
@@ -145,9 +142,7 @@ def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
                 )
             )
     agreement = figures["agreement"]
-    rows.append(
-        ("agreement of the two", "", "", f"PSNR {agreement['psnr']:.2f} dB, SSIM {agreement['ssim']:.3f}")
-    )
+    rows.append(("agreement of the two", "", "", f"PSNR {agreement['psnr']:.2f} dB, SSIM {agreement['ssim']:.3f}"))
     return rows
 
 

@@ -22,9 +22,7 @@ def write_compare_report(figures: Mapping[str, Any], results: Mapping[str, Any],
     runs, settings = figures["runs"], figures["settings"]
     body = [
         html.cards(_headline(figures)),
-        html.section(
-            "Side by side", _turntables(folder), html.table(table_rows(figures), ("", "without", "with", ""))
-        ),
+        html.section("Side by side", _turntables(folder), html.table(table_rows(figures), ("", "without", "with", ""))),
         html.section("What the cache could give at most", f"<p>{html.escape(bound_sentence(figures))}</p>"),
         html.section("Where the time went", _bars(runs)),
         html.section("Views", _views({name: result.views for name, result in results.items()})),

@@ -163,9 +163,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         bound = "" if cache["bound_step"] is None else f"{cache['bound_step']:.2f}x"
         own = [f"{cache['hit_rate']:.1%}", f"{cache['x']:.1%}", f"{cache['speed_up']:.2f}x", bound]
         lines.append("| " + " | ".join([row["name"], *scores, *own]) + " |")
-    lines.append(
-        "| **mean** | " + " | ".join(f"**{result['means'][key]:.2f}**" for key in keys) + " | | | | |"
-    )
+    lines.append("| **mean** | " + " | ".join(f"**{result['means'][key]:.2f}**" for key in keys) + " | | | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -210,9 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry."""
     from hash3d_cuda.prior import load_prior
 
-    parser = argparse.ArgumentParser(
-        prog="python -m hash3d_cuda.sds.evaluate", description=__doc__.split("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m hash3d_cuda.sds.evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prior", help="default: the shipped one")
     parser.add_argument("--objects", nargs="+", metavar="NAME", help="default: all with bundled true views")

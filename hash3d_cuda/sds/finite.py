@@ -12,9 +12,7 @@ class NonFinite(RuntimeError):
 
 def require_finite_weights(name: str, module: torch.nn.Module) -> None:
     """Raises NonFinite when a parameter or buffer of ``module`` holds NaN or infinity; synchronises once."""
-    sums = {
-        key: value.float().sum() for key, value in module.state_dict().items() if value.is_floating_point()
-    }
+    sums = {key: value.float().sum() for key, value in module.state_dict().items() if value.is_floating_point()}
     if not sums or torch.stack(list(sums.values())).isfinite().all():
         return
     for key in sums:

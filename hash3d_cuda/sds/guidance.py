@@ -46,9 +46,7 @@ def predicted_clean(prediction_type: str, output: Tensor, noisy: Tensor, abar: T
         return (noisy - (1 - abar).sqrt() * output) / abar.sqrt()
     if prediction_type == "v_prediction":
         return abar.sqrt() * noisy - (1 - abar).sqrt() * output
-    raise ValueError(
-        f"prediction_type: expected 'sample', 'epsilon' or 'v_prediction', got {prediction_type!r}"
-    )
+    raise ValueError(f"prediction_type: expected 'sample', 'epsilon' or 'v_prediction', got {prediction_type!r}")
 
 
 class Guidance:

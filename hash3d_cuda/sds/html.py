@@ -73,8 +73,7 @@ def section(title: str, *content: str) -> str:
 def cards(figures: Mapping[str, str]) -> str:
     """Large figures with their captions."""
     items = (
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for name, value in figures.items()
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in figures.items()
     )
     return f'<div class="cards">{"".join(items)}</div>'
 
@@ -113,9 +112,7 @@ def time_bar(split: Mapping[str, float], scale: float | None = None) -> str:
     return f'<div class="bar">{parts}</div><div class="key">{keys}</div>'
 
 
-def line_plot(
-    steps: Sequence[float], lines: Mapping[str, tuple[str, Sequence[float]]], last_step: int
-) -> str:
+def line_plot(steps: Sequence[float], lines: Mapping[str, tuple[str, Sequence[float]]], last_step: int) -> str:
     """Shares (0 to 1) over steps as SVG; ``lines`` maps a caption to its colour and values."""
     width, height, left, right, top, bottom = 860, 250, 46, 12, 10, 34
     peak = max((max(values, default=0.0) for _, values in lines.values()), default=0.0)
@@ -132,19 +129,18 @@ def line_plot(
         grid.append(f'<line x1="{left}" x2="{width - right}" y1="{y}" y2="{y}" stroke="var(--line)"/>')
         grid.append(f'<text x="{left - 8}" y="{float(y) + 4}" text-anchor="end">{value:.0%}</text>')
         step = round(last_step * share / 4)
-        grid.append(
-            f'<text x="{at(step, 0).split(",")[0]}" y="{height - 12}" text-anchor="middle">{step}</text>'
-        )
+        grid.append(f'<text x="{at(step, 0).split(",")[0]}" y="{height - 12}" text-anchor="middle">{step}</text>')
     curves = [
         f'<polyline fill="none" stroke="{colour}" stroke-width="2.5" stroke-linejoin="round" '
         f'points="{" ".join(at(s, v) for s, v in zip(steps, values, strict=True))}"/>'
         for colour, values in lines.values()
     ]
     key = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(name)}</span>'
-        for name, (colour, _) in lines.items()
+        f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, (colour, _) in lines.items()
     )
-    drawing = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="shares over steps">{"".join(grid + curves)}</svg>'
+    drawing = (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="shares over steps">{"".join(grid + curves)}</svg>'
+    )
     return f'{drawing}<div class="key">{key}</div>'
 
 

@@ -128,9 +128,7 @@ def prepare_folder(folder: Path, resume: bool, force: bool) -> Path:
     return folder
 
 
-def iterate(
-    run: SdsRun, folder: Path, interrupt: Interrupt, progress: Callable[[Progress], None] | None
-) -> None:
+def iterate(run: SdsRun, folder: Path, interrupt: Interrupt, progress: Callable[[Progress], None] | None) -> None:
     """Steps until the end or an interrupt, with a checkpoint now and then and always one at the end."""
     settings = run.settings
     while run.step < settings.steps and not interrupt.requested:

@@ -105,9 +105,7 @@ def render_turntable(scene: Any, settings: Any) -> Tensor:
     count = settings.turntable_frames
     azimuth = torch.arange(count) * (360.0 / count)
     elevation = torch.full_like(azimuth, TURNTABLE_ELEVATION)
-    return render_views(
-        scene, elevation, azimuth, torch.full_like(azimuth, TURNTABLE_RADIUS), settings.turntable_size
-    )
+    return render_views(scene, elevation, azimuth, torch.full_like(azimuth, TURNTABLE_RADIUS), settings.turntable_size)
 
 
 def write_contact_sheet(views: Tensor, path: Path, columns: int = 8) -> None:

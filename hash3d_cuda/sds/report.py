@@ -31,9 +31,7 @@ def write_report(
         _object_section(metrics, folder, image),
         html.section("Sixteen views, 30 degrees up", _views_grid(metrics, views, truth)),
         _cache_section(metrics),
-        html.section(
-            "Where the time went", html.time_bar(metrics["time"]["split_s"]), _per_view_text(metrics["time"])
-        ),
+        html.section("Where the time went", html.time_bar(metrics["time"]["split_s"]), _per_view_text(metrics["time"])),
         html.section("Settings", settings_tables(metrics)),
     ]
     views_per_step = metrics["settings"]["views_per_step"]
@@ -115,18 +113,14 @@ def _cache_section(metrics: Mapping[str, Any]) -> str:
 def _per_view_text(time: Mapping[str, Any]) -> str:
     full, hit = time["unet_full_per_view_s"], time["unet_hit_per_view_s"]
     text = "" if full is None else f"One view through the whole U-Net: {1000 * full:.1f} ms"
-    text += (
-        "" if hit is None else f"; served from the cache: {1000 * hit:.1f} ms without the table's own time"
-    )
+    text += "" if hit is None else f"; served from the cache: {1000 * hit:.1f} ms without the table's own time"
     return f'<p class="lead" style="margin:14px 0 0">{text}.</p>' if text else ""
 
 
 def _notes(metrics: Mapping[str, Any]) -> list[str]:
     notes = [html.escape(note) for note in metrics.get("notes", [])]
     if metrics["interrupted"]:
-        notes.insert(
-            0, f"Interrupted at step {metrics['steps']} of {metrics['settings']['steps']}; --resume goes on."
-        )
+        notes.insert(0, f"Interrupted at step {metrics['steps']} of {metrics['settings']['steps']}; --resume goes on.")
     return notes
 
 

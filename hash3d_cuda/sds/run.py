@@ -43,9 +43,7 @@ class SdsRun:
         self.device = torch.device(settings.device)
         size = {} if settings.scene_size is None else {"size": settings.scene_size}
         self.scene = make_scene(settings.scene, **size, seed=settings.seed, device=self.device)
-        self.sampler = ViewSampler(
-            settings, prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod)
-        )
+        self.sampler = ViewSampler(settings, prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod))
         self.generator = torch.Generator(device=self.device)
         self.log = StepLog()
         self.time = TimeSplit(self.device, self.log)
@@ -145,9 +143,7 @@ class SdsRun:
         return loss
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        optimizer = torch.optim.Adam(
-            self.scene.parameter_groups(self.settings.lr_scale), betas=(0.9, 0.99), eps=1e-15
-        )
+        optimizer = torch.optim.Adam(self.scene.parameter_groups(self.settings.lr_scale), betas=(0.9, 0.99), eps=1e-15)
         for group in optimizer.param_groups:
             group["first_lr"] = group["lr"]
         return optimizer

@@ -57,9 +57,7 @@ class ViewSampler:
 
     def noise_seed(self, step: int) -> int:
         """Seed of the step's noise generator."""
-        return int(
-            np.random.SeedSequence([self.settings.seed, step, NOISE]).generate_state(1, np.uint64)[0] >> 1
-        )
+        return int(np.random.SeedSequence([self.settings.seed, step, NOISE]).generate_state(1, np.uint64)[0] >> 1)
 
     def _timesteps(self, step: int, rng: np.random.Generator) -> list[int]:
         settings, last = self.settings, self.timesteps - 1

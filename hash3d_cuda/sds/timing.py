@@ -135,9 +135,7 @@ def summarise(log: StepLog) -> TimeSummary:
     unet = np.maximum(log.column("unet") - log.column("table"), 0.0)
     full_cost, hit_cost = item_costs(unet, full, hits)
     shares = hits * (hit_cost or 0.0)
-    shares = np.divide(
-        shares, shares + full * (full_cost or 0.0), out=np.zeros_like(shares), where=shares > 0
-    )
+    shares = np.divide(shares, shares + full * (full_cost or 0.0), out=np.zeros_like(shares), where=shares > 0)
     split = {
         "render": log.column("render").sum(),
         "unet_full": (unet * (1 - shares)).sum(),

@@ -25,9 +25,7 @@ class Conditioning(NamedTuple):
     attention_mask: Tensor | None  # bias [R, 1, tokens]
     encoder_attention_mask: Tensor | None  # bias [R, 1, tokens]
     cross_attention_kwargs: dict[str, Any] | None
-    odd_size: (
-        bool  # the sample does not divide by the upsampling factor: sizes must be handed to the upsamplers
-    )
+    odd_size: bool  # the sample does not divide by the upsampling factor: sizes must be handed to the upsamplers
 
 
 class Residuals(NamedTuple):
@@ -83,18 +81,14 @@ class SplitUNet:
         """
         unet = self.unet
         if cross_attention_kwargs is not None and cross_attention_kwargs.get("gligen") is not None:
-            raise ValueError(
-                "cross_attention_kwargs: expected no 'gligen' entry; run GLIGEN on the plain U-Net"
-            )
+            raise ValueError("cross_attention_kwargs: expected no 'gligen' entry; run GLIGEN on the plain U-Net")
         factor = 2**unet.num_upsamplers
         odd_size = any(size % factor != 0 for size in sample.shape[-2:])
         attention_mask = _mask_bias(attention_mask, sample)
         encoder_attention_mask = _mask_bias(encoder_attention_mask, sample)
         if unet.config.center_input_sample:
             sample = 2 * sample - 1.0
-        emb, hint = self._embed(
-            sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs
-        )
+        emb, hint = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs)
         if hint is not None:
             sample = torch.cat([sample, hint], dim=1)
         encoder_hidden_states = unet.process_encoder_hidden_states(

@@ -1,0 +1,1 @@
+"""What the product is measured against; nothing in the package uses it."""

@@ -1,0 +1,60 @@
+"""What the loop and the exporters need of any 3D scene."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+BOUND = 0.5
+"""Objects lie inside this radius about the origin."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Views of a scene, differentiable with respect to its parameters.
+
+    Attributes:
+        image: float [B,3,S,S] in 0..1, over white.
+        alpha: float [B,1,S,S] in 0..1, how much of the background is hidden.
+    """
+
+    image: Tensor
+    alpha: Tensor
+
+
+class Scene(nn.Module, ABC):
+    """Something that can be rendered from any side and pulled by gradients.
+
+    A scene is a deterministic function of its construction arguments and of its parameters' history; its
+    ``state_dict`` holds all it needs to go on.
+    """
+
+    @abstractmethod
+    def render(self, elevation: Tensor, azimuth: Tensor, radius: Tensor, size: int) -> Rendered:
+        """Views from poses float [B] each (degrees, degrees, scene units), ``size`` pixels per side; see
+        :mod:`hash3d_cuda.cameras`."""
+
+    @abstractmethod
+    def regularisation(self) -> Tensor:
+        """What keeps the object clean: a scalar to add to the loss."""
+
+    @abstractmethod
+    def parameter_groups(self, lr_scale: float) -> list[dict[str, Any]]:
+        """Groups for Adam, every learning rate multiplied by ``lr_scale``."""
+
+    @abstractmethod
+    def occupancy_grid(self, resolution: int) -> tuple[Tensor, Tensor]:
+        """How solid and what colour the object is, for surfaces and point clouds.
+
+        Returns:
+            occupancy float [R,R,R] in 0..1 (about 0.5 at the surface) and colour float [R,R,R,3] in 0..1,
+            indexed x, y, z, at points spread evenly from -``BOUND`` to ``BOUND``, ends included.
+        """
+
+    def on_step(self, step: int, steps: int) -> bool:
+        """Called after optimizer step ``step`` of ``steps``; True when parameters were replaced, so that the
+        optimizer must be made anew."""
+        return False

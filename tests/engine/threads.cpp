@@ -1,0 +1,194 @@
+// The engine without Python, for the sanitizers: several threads, each with a table of its own, all wanting the pool of
+// workers at once; and one table asked for the same things with one thread and with four.
+//
+//   engine_threads          everything below; exit code 0, or 1 with a line that says what differs
+//   engine_threads race     two threads append to one table at once: a data race that ThreadSanitizer must report
+//   engine_threads overrun  a query writes past its output: AddressSanitizer must report it
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "hash3d/hash3d.h"
+
+namespace {
+
+using namespace hash3d;
+
+constexpr int64_t kFeature = 200'000 + 19;  // several spans of work for the pool, and a tail
+constexpr int64_t kLatent = 99;
+constexpr int64_t kLookups = 20'000;
+
+// A table and its memory.
+struct Owner {
+  std::vector<int64_t> chains, counters;
+  std::vector<float> similarity, keys, cells, norms, latents, features;
+  std::vector<int32_t> joined;
+  Table table;
+
+  explicit Owner(int64_t capacity) : table{} {
+    Config& config = table.config;
+    config.grids = 3;
+    config.queue_length = 3;
+    config.num_buckets = 31;
+    config.capacity = capacity;
+    config.feature_size = kFeature;
+    config.latent_size = kLatent;
+    config.feature_dtype = DType::kFloat32;
+    config.match = Match::kCell;
+    config.weighting = Weighting::kSoftmax;
+    config.decay = 0.9f;
+    config.initial_similarity = 1.0f;
+    config.min_similarity = -std::numeric_limits<float>::infinity();
+    config.azimuth_period = 360.0f;
+    for (int grid = 0; grid < config.grids; ++grid) {
+      for (int d = 0; d < kKeyDims; ++d) config.sizes[grid][d] = 10.0f * static_cast<float>(grid + 1);
+    }
+    chains.resize(config.grids * config.num_buckets * (1 + config.queue_length));
+    similarity.resize(config.grids * config.num_buckets);
+    keys.resize(capacity * kKeyDims);
+    cells.resize(capacity * config.grids * kKeyDims);
+    norms.resize(capacity);
+    joined.resize(capacity);
+    latents.resize(capacity * kLatent);
+    features.resize(capacity * kFeature);
+    counters.resize(kCounters);
+    table.chains = chains.data();
+    table.similarity = similarity.data();
+    table.keys = keys.data();
+    table.cells = cells.data();
+    table.norms = norms.data();
+    table.joined = joined.data();
+    table.latents = latents.data();
+    table.features = features.data();
+    table.counters = counters.data();
+    clear(table, Context{});
+  }
+};
+
+std::vector<float> numbers(int64_t count, uint32_t seed) {
+  std::vector<float> values(count);
+  for (float& value : values) {
+    seed = seed * 1664525u + 1013904223u;
+    value = static_cast<float>(seed >> 8) / 8388608.0f - 1.0f;
+  }
+  return values;
+}
+
+// Poses in few cells, so that they meet.
+std::vector<float> poses(int64_t count, uint32_t seed) {
+  std::vector<float> keys = numbers(count * kKeyDims, seed);
+  for (float& part : keys) part *= 30.0f;
+  return keys;
+}
+
+// Everything a table answered, one after the other.
+std::vector<double> answers(int threads, uint32_t seed, int rounds) {
+  Owner owner(7);
+  Context context;
+  context.threads = threads;
+  std::vector<double> all;
+  for (int round = 0; round < rounds; ++round, seed += 17) {
+    constexpr int64_t kBatch = 2;
+    const auto keys = poses(kBatch, seed);
+    const auto latents = numbers(kBatch * kLatent, seed + 1), features = numbers(kBatch * kFeature, seed + 2);
+    int64_t serials[kBatch];
+    append(owner.table, Items{kBatch, keys.data(), latents.data(), features.data()}, serials, context);
+    all.insert(all.end(), serials, serials + kBatch);
+
+    std::vector<float> blended(kBatch * kFeature, 0.0f), weights(kBatch * 3);
+    std::vector<int64_t> used(kBatch * 3);
+    uint8_t hit[kBatch];
+    int32_t grid[kBatch];
+    query(owner.table, Items{kBatch, keys.data(), latents.data(), nullptr},
+          Answers{blended.data(), kFeature, hit, grid, used.data(), weights.data()}, context);
+    all.insert(all.end(), grid, grid + kBatch);
+    all.insert(all.end(), used.begin(), used.end());
+    all.insert(all.end(), weights.begin(), weights.end());
+    all.insert(all.end(), blended.begin(), blended.end());
+
+    const auto many = poses(kLookups, seed + 3);
+    std::vector<int64_t> found(kLookups * 3 * 3);
+    lookup(owner.table, many.data(), kLookups, found.data(), context);
+    all.insert(all.end(), found.begin(), found.end());
+    std::vector<float> averages(kLookups * 3);
+    similarity(owner.table, many.data(), kLookups, averages.data(), context);
+    all.insert(all.end(), averages.begin(), averages.end());
+  }
+  return all;
+}
+
+int fail(const char* what) {
+  std::fprintf(stderr, "%s\n", what);
+  return 1;
+}
+
+bool in_a_child(const std::vector<double>& expected) {
+  const pid_t child = fork();
+  if (child == 0) _exit(answers(4, 1, 3) == expected ? 0 : 1);
+  int status = 0;
+  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+int check() {
+  const auto expected = answers(1, 1, 3);
+  if (answers(4, 1, 3) != expected) return fail("four threads answer otherwise than one");
+  constexpr int kCallers = 3;
+  std::vector<std::vector<double>> found(kCallers);
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kCallers; ++i) callers.emplace_back([&found, i] { found[i] = answers(4, 1, 3); });
+  for (std::thread& caller : callers) caller.join();
+  for (const auto& one : found) {
+    if (one != expected) return fail("a table answers otherwise while others are at work");
+  }
+  // A process that ThreadSanitizer watches may not start threads after a fork.
+#ifndef __SANITIZE_THREAD__
+  if (!in_a_child(expected)) return fail("a forked child answers otherwise, or not at all");
+#endif
+  return 0;
+}
+
+int race() {
+  Owner owner(4);
+  const auto keys = poses(1, 5);
+  const auto latents = numbers(kLatent, 6), features = numbers(kFeature, 7);
+  const auto work = [&] {
+    int64_t serial;
+    append(owner.table, Items{1, keys.data(), latents.data(), features.data()}, &serial, Context{});
+  };
+  std::thread other(work);
+  work();
+  other.join();
+  return 0;
+}
+
+int overrun() {
+  Owner owner(2);
+  const auto keys = poses(1, 5);
+  const auto latents = numbers(kLatent, 6), features = numbers(kFeature, 7);
+  int64_t serial, used[3];
+  append(owner.table, Items{1, keys.data(), latents.data(), features.data()}, &serial, Context{});
+  std::vector<float> blended(kFeature - 1);  // one too few
+  float weights[3];
+  uint8_t hit;
+  int32_t grid;
+  query(owner.table, Items{1, keys.data(), latents.data(), nullptr},
+        Answers{blended.data(), kFeature, &hit, &grid, used, weights}, Context{});
+  return hit ? 0 : fail("the query missed: nothing was written");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string mode = count > 1 ? arguments[1] : "";
+  if (mode == "race") return race();
+  if (mode == "overrun") return overrun();
+  return check();
+}

@@ -1,0 +1,91 @@
+#!/bin/bash
+# The engine under AddressSanitizer and UndefinedBehaviorSanitizer (the table's tests and a fuzz run), and its pool of
+# threads under ThreadSanitizer. Each run is first shown to notice a planted error. Needs gcc and the build tools of
+# pyproject.toml (cmake, ninja, pybind11) in the current environment, beside torch and the test tools. It builds in a
+# temporary folder, from a copy of the sources, and leaves the checkout alone.
+#
+#   FUZZ=20000 bash tests/sanitize.sh    # operations of the fuzz run; 4000 unless told
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python=${PYTHON:-python}
+export OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH="$work/tree:$work/tree/tests" # before an installed hash3d_cuda
+export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 # Python never frees all; tests ask for too much on purpose
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
+say() { printf -- '-- %s\n' "$*"; }
+
+# configure FOLDER SANITIZERS: prepares a build of the copied tree without CUDA.
+configure() {
+  cmake -G Ninja -S "$work/tree" -B "$1" -DCMAKE_BUILD_TYPE=Release -DHASH3D_CUDA=OFF -DHASH3D_TESTS=ON \
+    -DHASH3D_SANITIZE="$2" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$work/tree/hash3d_cuda" \
+    -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >"$1.log" 2>&1 ||
+    { cat "$1.log" >&2; return 1; }
+}
+
+# build FOLDER TARGET...
+build() {
+  local folder=$1
+  shift
+  cmake --build "$folder" --target "$@" >>"$folder.log" 2>&1 || { cat "$folder.log" >&2; return 1; }
+}
+
+# must_report WHAT COMMAND...: the command has to fail with WHAT in its output.
+must_report() {
+  local what=$1
+  shift
+  if "$@" >"$work/report" 2>&1 || ! grep -q "$what" "$work/report"; then
+    echo "a planted error went unnoticed: no \"$what\" from: $*" >&2
+    cat "$work/report" >&2
+    return 1
+  fi
+  say "noticed: $what"
+}
+
+# Python with the sanitizer's library loaded first, as an instrumented module inside a plain interpreter needs.
+python_with_asan() {
+  LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" "$python" "$@"
+}
+
+mkdir "$work/tree"
+cp -R "$root"/{CMakeLists.txt,pyproject.toml,csrc,python,hash3d_cuda,tests} "$work/tree/"
+rm -f "$work"/tree/hash3d_cuda/_C.*.so
+cd "$work/tree"
+
+say "building with AddressSanitizer and UndefinedBehaviorSanitizer"
+configure "$work/asan" address,undefined
+build "$work/asan" _C engine_threads
+must_report heap-buffer-overflow "$work/asan/engine_threads" overrun
+"$work/asan/engine_threads"
+must_report heap-buffer-overflow python_with_asan - <<'PY'
+import torch
+from hash3d_cuda import _C
+source, target = torch.zeros(64), torch.empty(63)
+_C.to_float(0, source.data_ptr(), target.data_ptr(), 64)  # one number too many
+PY
+must_report "runtime error: .*misaligned" python_with_asan - <<'PY'
+import torch
+from hash3d_cuda import _C
+source, target = torch.zeros(64), torch.empty(63)
+_C.use_simd("baseline")
+_C.to_float(1, source.data_ptr() + 1, target.data_ptr(), 8)  # halves at an odd address
+PY
+say "the table's tests"
+python_with_asan -m pytest -q -s -p no:cacheprovider tests/test_table_*.py tests/test_storage.py
+say "a fuzz run on every instruction set"
+paths=$("$python" -c 'import hash3d_cuda.info as i; print(*i.info()["simd_paths"])' 2>/dev/null ||
+  python_with_asan -c 'import hash3d_cuda.info as i; print(*i.info()["simd_paths"])')
+for path in $paths; do
+  HASH3D_SIMD=$path python_with_asan tests/fuzz_table.py --operations "${FUZZ:-4000}" --seed "$RANDOM"
+done
+
+say "building with ThreadSanitizer"
+rm "$work"/tree/hash3d_cuda/_C.*.so
+configure "$work/tsan" thread
+build "$work/tsan" engine_threads
+must_report "data race" "$work/tsan/engine_threads" race
+"$work/tsan/engine_threads"
+say "no error found"

@@ -1,0 +1,101 @@
+"""The benchmarks' correctness parts at tiny sizes, the baselines, and the report. Nothing is timed here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = [torch.float16, torch.float32, torch.bfloat16]
+SMALL = dict(
+    block_out_channels=(32, 64), layers_per_block=2, cross_attention_dim=16, attention_head_dim=4, norm_num_groups=8,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a module of the benchmarks' folder."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("weighing", ["one", "all"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_query_engine_and_baselines_agree(load, dtype, weighing):
+    stored, axes = load("stored"), load("axes")
+    stored.check_query(stored.fill(axes.TINY, dtype, "cpu", weighing), weighing)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_append_engine_and_baselines_agree(load, dtype):
+    stored, axes = load("stored"), load("axes")
+    stored.check_append(stored.fill(axes.TINY, dtype, "cpu", "all"))
+
+
+def test_check_query_can_fail(load):
+    stored, axes = load("stored"), load("axes")
+    case = stored.fill(axes.TINY, torch.float32, "cpu", "one")
+    case.features = case.features + 1
+    with pytest.raises(AssertionError):
+        stored.check_query(case, "one")
+
+
+def test_lookup_equals_the_oracle(load):
+    load("test_lookup").check_lookup(entries=200, keys=200)
+
+
+def test_bytes_of_a_query(load):
+    """SD, float16: a feature of 5 MiB in and out, the query's latent and three others of 64 KiB."""
+    axes = load("axes")
+    moved = load("test_query").moved
+    assert moved(axes.SD, torch.float16, "one") == 2 * 5 * 2**20 + 4 * 2**16
+    assert moved(axes.SD, torch.float32, "all") == 4 * 10 * 2**20 + 4 * 2**16
+
+
+def test_hook_and_bare_parts_agree(load):
+    sd_unet = load("sd_unet")
+    unet = sd_unet.make_unet("cpu", **SMALL)
+    load("test_hook").check_hook(unet, sd_unet.make_call(unet, side=8, tokens=3))
+
+
+def test_hit_equals_deepcache(load):
+    pytest.importorskip("DeepCache", reason="the package DeepCache is missing")
+    sd_unet = load("sd_unet")
+    unet = sd_unet.make_unet("cpu", **SMALL)
+    load("test_deepcache").check_deepcache(unet, sd_unet.make_call(unet, side=8, tokens=3))
+
+
+def test_the_twin_shares_the_weights_but_not_the_modules(load):
+    sd_unet = load("sd_unet")
+    unet = sd_unet.make_unet("cpu", **SMALL)
+    other = sd_unet.twin(unet)
+    assert other.conv_in is not unet.conv_in
+    assert all(mine is theirs for mine, theirs in zip(unet.parameters(), other.parameters(), strict=True))
+
+
+def test_deques_forget_the_oldest_and_miss_an_empty_bucket(load):
+    table = load("baselines.deque_table").DequeTable()
+    key, latent = torch.tensor([[15.0, 10.0, 2.0, 500.0]]), torch.zeros(1, 4)
+    assert table.query(key, latent) == [None]
+    for value in (1000.0, 1.0, 1.0, 1.0):
+        table.append(key, latent, torch.full((1, 2), value))
+    torch.testing.assert_close(table.query(key, latent)[0], torch.ones(2))
+
+
+def test_bench_command_times_and_reports(load, tmp_path):
+    """The command end to end, on the quickest benchmark, and the page made of its JSON."""
+    results = tmp_path / "results.json"
+    program = "import sys; from hash3d_cuda.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    words = ["bench", "--folder", str(ROOT / "benchmarks"), "-k", "test_lookup[100]", "--json", str(results)]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "lookup[100]" in done.stdout and "simd" in done.stdout
+    page = load("report").document(json.loads(results.read_text()))
+    assert "| lookup[100] |" in page and "## lookup" in page and "Machine: cpu" in page
