@@ -58,7 +58,7 @@ def test_hit_against_deepcache(benchmark, device):
         lambda: hooked.run(call),
         lambda: step.run(call),
         against="DeepCache's cached step",
-        rounds=31 if device != "cpu" or SIDE <= 16 else 9,
+        rounds=9 if device == "cpu" else 51,
         warmup=1,
         device=device,
         note=f"latents {SIDE}x{SIDE}",

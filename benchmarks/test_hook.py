@@ -44,8 +44,8 @@ def prepared(unet):
 
 def rounds(device: str, quick: bool) -> int:
     """A full forward at SD's size takes a CPU many seconds."""
-    if device != "cpu" or SIDE <= 16:
-        return 31
+    if device != "cpu":
+        return 51
     return 9 if quick else 5
 
 

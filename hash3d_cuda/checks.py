@@ -40,9 +40,10 @@ def check_int(name: str, value: Any, minimum: int, maximum: int = 2**63 - 1) -> 
         bounds += f" and at most {maximum}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         fail(TypeError, name, bounds, value, f"pass {name} as an int")
-    if not minimum <= value <= maximum:
+    number = int(value)
+    if not minimum <= number <= maximum:
         fail(ValueError, name, bounds, value, "choose a value in that range")
-    return int(value)
+    return number
 
 
 def check_real(name: str, value: Any, minimum: float | None = None, maximum: float | None = None) -> float:
@@ -120,13 +121,14 @@ def check_device(name: str, value: Any) -> torch.device:
 
 
 def check_tensor(
-    name: str, value: Any, shape: Sequence[int | None], dtypes: Sequence[torch.dtype], device: torch.device
+    name: str, value: Any, shape: tuple[int | None, ...], dtypes: Sequence[torch.dtype], device: torch.device
 ) -> Tensor:
     """Returns ``value`` detached; raises TypeError for a non-tensor or a wrong dtype, ValueError for a wrong shape
-    (``None`` stands for any size) or device."""
-    if isinstance(value, Tensor) and value.dtype in dtypes and value.device == device and value.layout == torch.strided:
-        if value.shape == shape or _fits(value, shape):  # first, and without a message: this runs at every call
+    (a tuple; ``None`` in its first place stands for any size) or device."""
+    if isinstance(value, Tensor) and value.dtype in dtypes and value.device == device and _fits(value, shape):
+        if value.layout == torch.strided:  # all is well, as at nearly every call: no message is made up
             return value.detach() if value.requires_grad else value
+        fail(TypeError, name, "a dense tensor", value.layout, "convert it with .to_dense()")
     want = "[" + ", ".join("N" if size is None else str(size) for size in shape) + "]"
     kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     expected = f"a {kinds} tensor of shape {want} on {device}"
@@ -136,13 +138,12 @@ def check_tensor(
         fail(TypeError, name, expected, value, f"convert it with .to({dtypes[0]})")
     if not _fits(value, shape):
         fail(ValueError, name, expected, value, "reshape it, or build the table with other shapes")
-    if value.device != device:
-        fail(ValueError, name, expected, value, f'move it with .to("{device}")')
-    fail(TypeError, name, expected, value.layout, "convert it with .to_dense()")
+    fail(ValueError, name, expected, value, f'move it with .to("{device}")')
 
 
-def _fits(value: Tensor, shape: Sequence[int | None]) -> bool:
-    return value.dim() == len(shape) and all(w is None or w == s for w, s in zip(shape, value.shape, strict=True))
+def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
+    sizes = value.shape
+    return len(sizes) == len(shape) and sizes[1:] == shape[1:] and (not shape or shape[0] in (None, sizes[0]))
 
 
 def parse_bytes(name: str, value: Any) -> int:

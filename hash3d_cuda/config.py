@@ -106,7 +106,7 @@ class Hash3DConfig:
     def table_arguments(self, feature_dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         """The keyword arguments of one condition's :class:`hash3d_cuda.HashTable`, its share of the memory included.
         ``feature_dtype`` is the feature's own."""
-        share = {"capacity": None, "memory_budget": None}
+        share: dict[str, int | None] = {"capacity": None, "memory_budget": None}
         if self.memory_budget is not None:
             share["memory_budget"] = parse_bytes("memory_budget", self.memory_budget) // self.max_conditions
         if self.capacity is not None:

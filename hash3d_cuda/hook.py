@@ -237,7 +237,7 @@ class Hash3DCache:
     def _wants_gradients(self, call: UNetCall) -> bool:
         if any(tensor.requires_grad for tensor in call.tensors()):
             return True
-        return any(parameter.requires_grad for parameter in self._unet.parameters())
+        return self._unet is not None and any(parameter.requires_grad for parameter in self._unet.parameters())
 
 
 class _Scopes(threading.local):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import __version__, _C
+from . import _C, __version__
 
 
 def info() -> dict[str, Any]:

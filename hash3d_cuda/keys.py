@@ -85,6 +85,7 @@ def make_keys(
 def _column(name: str, value: Any) -> Tensor:
     """Returns one component as a 1-D real tensor on the device it came on."""
     expected = "a real number, or a sequence, array or tensor of them"
+    column: Tensor | None
     if isinstance(value, Tensor):
         column = value.detach()
     else:
@@ -92,12 +93,10 @@ def _column(name: str, value: Any) -> Tensor:
             array = np.asarray(value)
             if array.dtype == object:  # e.g. a list of 0-d tensors
                 array = np.array([float(item) for item in value])
-            column = torch.as_tensor(array) if array.dtype.kind in "iuf" else None
+            column = torch.from_numpy(array.astype(np.float64, order="C")) if array.dtype.kind in "iuf" else None
         except (TypeError, ValueError, RuntimeError):
             column = None
-        if column is None:
-            fail(TypeError, name, expected, value, "pass numbers")
-    if column.is_complex() or column.dtype == torch.bool:
+    if column is None or column.is_complex() or column.dtype == torch.bool:
         fail(TypeError, name, expected, value, "pass numbers")
     if column.dim() > 1:
         raise ValueError(

@@ -46,7 +46,7 @@ class FeatureParts:
     def __init__(self, unet: UNet2DConditionModel, config: Hash3DConfig) -> None:
         self._unet = unet
         split = SplitUNet(unet, config.position)
-        self.cut_blocks = split.layout.cut_blocks
+        self.cut_blocks: Sequence[nn.Module] = split.layout.cut_blocks
         self._head, self._deep, self._tail = (
             _compiled(part, config.compile) for part in (split.head, split.deep, split.tail)
         )
@@ -76,7 +76,7 @@ class FeatureParts:
 class NoiseParts:
     """The whole U-Net: its output is what is cached, and a hit runs nothing of it (the paper's ablation)."""
 
-    cut_blocks = ()
+    cut_blocks: Sequence[nn.Module] = ()
 
     def __init__(self, plain: Plain) -> None:
         self._plain = plain

@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
 import zlib
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -42,13 +43,19 @@ Table = TypeVar("Table")
 def save(table: Any, path: str | os.PathLike[str]) -> None:
     """Writes ``table`` to ``path``, replacing a file that is there in one step.
 
-    Needs host memory for one copy of the live entries. A CUDA table synchronises.
+    Needs host memory for one copy of the live entries. A CUDA table synchronises. Several threads or processes may save
+    to one path at once: the last one stays.
 
     Raises:
-        OSError: the file cannot be written (folder missing or read-only, disk full...); what was there stays.
+        OSError: the file cannot be written (folder missing or read-only, a device in its place, disk full...); what was
+            there stays.
     """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(os.fsdecode(path)))
+    temporary = target.with_name(f".hash3d-{secrets.token_hex(8)}.tmp")
+    if target.exists() and not (
+        target.is_file() or target.is_dir()
+    ):  # a device or a pipe would be replaced, not written to
+        raise OSError(f"cannot write the table to {os.fsdecode(path)}: there is something that is not a regular file")
     state = {name: tensor.contiguous() for name, tensor in table._state_dict().items()}
     try:
         with open(temporary, "wb") as file:
@@ -60,7 +67,7 @@ def save(table: Any, path: str | os.PathLike[str]) -> None:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write the table to {os.fspath(path)}: {_reason(error)}") from error
+        raise OSError(f"cannot write the table to {os.fsdecode(path)}: {_reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -80,7 +87,7 @@ def load(cls: type[Table], path: str | os.PathLike[str], device: torch.device | 
     with open(path, "rb"):  # so that a missing file is a plain OSError
         pass
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(os.fsdecode(path), framework="pt") as file:
             metadata = file.metadata() or {}
             _check_metadata(path, metadata, set(file.keys()))
             state = {name: file.get_tensor(name) for name in _NAMES}
@@ -122,7 +129,7 @@ def _sums(options: str, state: dict[str, Tensor]) -> dict[str, int]:
     """CRC-32 of the options and of each tensor's bytes."""
     sums = {"options": zlib.crc32(options.encode())}
     for name, tensor in state.items():
-        sums[name] = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else 0
+        sums[name] = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
     return sums
 
 
@@ -219,4 +226,4 @@ def _reason(error: Exception) -> str:
 
 
 def _refuse(path: str | os.PathLike[str], why: str) -> NoReturn:
-    raise ValueError(f"cannot load a table from {os.fspath(path)}: {why}")
+    raise ValueError(f"cannot load a table from {os.fsdecode(path)}: {why}")

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from .config import Hash3DConfig
-
 from .poses import HostCopies
 from .table import HashTable
 from .tracked import TrackedTable

@@ -114,15 +114,16 @@ class HashTable:
             self._latents = empty(slots, options.latent_size)
             self._features = empty(slots, options.feature_size, dtype=options.feature_dtype)
             self._counters = empty(COUNTERS, dtype=torch.int64)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:  # a TypeError where a size is beyond 64 bits
             wanted = options.fixed_bytes + slots * options.slot_bytes
             raise MemoryError(
                 f"capacity, memory_budget: {wanted:,} bytes for {slots:,} slots are not to be had on {self.device}; "
                 "lower capacity, memory_budget or num_buckets"
             ) from error
-        memory = (self._chains, self._similarity, self._keys, self._cells, self._norms, self._joined)
-        memory += (self._latents, self._features, self._counters)
-        self._engine = _C.Engine(self._config(), self._device_index(), *(part.data_ptr() for part in memory))
+        per_bucket = self._chains, self._similarity
+        per_slot = self._keys, self._cells, self._norms, self._joined, self._latents, self._features
+        addresses = [memory.data_ptr() for memory in (*per_bucket, *per_slot, self._counters)]
+        self._engine = _C.Engine(self._config(), self._device_index(), *addresses)
 
     def _config(self) -> _C.Config:
         options = self.options
@@ -200,12 +201,14 @@ class HashTable:
             :class:`QueryResult`.
         """
         keys, latents = self._check_items(keys, latents)
-        rows, queue = len(keys), self.options.queue_length
+        rows, queue = keys.shape[0], self.options.queue_length
         if out is not None:
             self.options.check_out(out, rows)
-        direct = out is not None and _rows_are_dense(out)
-        shape = (rows, *self.options.feature_shape)
-        target = out if direct else torch.empty(shape, dtype=self.options.feature_dtype, device=self.device)
+        if out is not None and _rows_are_dense(out):
+            target = out
+        else:
+            shape = (rows, *self.options.feature_shape)
+            target = torch.empty(shape, dtype=self.options.feature_dtype, device=self.device)
         hit = torch.empty(rows, dtype=torch.bool, device=self.device)
         grid = torch.empty(rows, dtype=torch.int32, device=self.device)
         serials = torch.empty(rows, queue, dtype=torch.int64, device=self.device)
@@ -226,7 +229,7 @@ class HashTable:
             )
         if out is None:
             _blank(target, hit)
-        elif not direct:
+        elif target is not out:
             out.detach()[hit] = target[hit]
         return QueryResult(target if out is None else out, hit, grid, serials, weights)
 
@@ -253,11 +256,12 @@ class HashTable:
 
     def __len__(self) -> int:
         """Live entries: those still in at least one chain."""
-        return int(self._counters[4])
+        return self.stats().live
 
     def stats(self) -> TableStats:
         """The counters since construction or :meth:`clear`. A CUDA table synchronises."""
-        appended, rejected, queries, hits, live = self._counters.tolist()
+        with self._lock:
+            appended, rejected, queries, hits, live = self._counters.tolist()
         return TableStats(
             appended=appended,
             rejected=rejected,
@@ -284,7 +288,10 @@ class HashTable:
 
     def _check_items(self, keys: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         keys = self.options.check_keys(keys).contiguous()
-        return keys, self.options.check_latents(latents, len(keys)).to(torch.float32).contiguous()
+        latents = self.options.check_latents(latents, keys.shape[0])
+        if latents.dtype is not torch.float32:  # a call of to() that changes nothing is not free
+            latents = latents.to(torch.float32)
+        return keys, latents.contiguous()
 
     def _state_dict(self) -> dict[str, Tensor]:
         """The content as CPU tensors, in the form :mod:`hash3d_cuda.storage` describes."""

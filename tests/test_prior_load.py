@@ -205,7 +205,7 @@ def test_an_offline_user_gets_an_answer_without_any_network(empty_cache, monkeyp
 
 
 def test_a_cached_snapshot_serves_offline_and_when_the_hub_is_away(whole, empty_cache, monkeypatch: pytest.MonkeyPatch):
-    def unreachable(hub_id: str) -> list[str]:
+    def unreachable(hub_id: str, api: object) -> list[str]:
         raise ConnectionError("no route")
 
     fill_cache(empty_cache, "some-org/some-model", whole["text"])
@@ -217,7 +217,7 @@ def test_a_cached_snapshot_serves_offline_and_when_the_hub_is_away(whole, empty_
 
 
 def test_an_unreachable_hub_is_one_line(empty_cache, monkeypatch: pytest.MonkeyPatch):
-    def unreachable(hub_id: str) -> list[str]:
+    def unreachable(hub_id: str, api: object) -> list[str]:
         raise ConnectionError("no\nroute")
 
     monkeypatch.setattr(hub, "list_files", unreachable)
@@ -228,7 +228,7 @@ def test_a_hub_that_never_answers_is_left_alone(empty_cache, monkeypatch: pytest
     """Not even name resolution can hold the user up: the call goes on in a thread that nobody waits for."""
     release, asked = threading.Event(), threading.Event()
 
-    def hangs(hub_id: str) -> list[str]:
+    def hangs(hub_id: str, api: object) -> list[str]:
         asked.set()
         release.wait(60)
         return []
@@ -247,7 +247,7 @@ def test_the_hub_gets_a_few_seconds_at_most():
 def test_a_repository_that_does_not_exist_is_not_called_unreachable(empty_cache, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    def absent(hub_id: str) -> list[str]:
+    def absent(hub_id: str, api: object) -> list[str]:
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
     monkeypatch.setattr(hub, "list_files", absent)
@@ -260,7 +260,8 @@ def test_only_what_is_needed_is_downloaded(empty_cache, whole, monkeypatch: pyte
     listed = [
         "README.md", "model_index.json", "v1-5-pruned.ckpt", "unet/config.json", f"unet/{WEIGHTS}",
         "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/config.json",
-        "vae/diffusion_pytorch_model.bin", "safety_checker/model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt",
+        "vae/diffusion_pytorch_model.bin", "safety_checker/model.safetensors", "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
         "text_encoder/model.safetensors", "text_encoder/pytorch_model.bin",
     ]  # fmt: skip
     asked = {}
@@ -269,12 +270,13 @@ def test_only_what_is_needed_is_downloaded(empty_cache, whole, monkeypatch: pyte
         asked[hub_id] = allow_patterns
         return str(whole["text"])
 
-    monkeypatch.setattr(hub, "list_files", lambda hub_id: listed)
+    monkeypatch.setattr(hub, "list_files", lambda *_: listed)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load_prior("some-org/some-model").groups == 2
     assert asked == {
         "some-org/some-model": sorted([
-            "model_index.json", "unet/config.json", f"unet/{WEIGHTS}", "vae/config.json", "vae/diffusion_pytorch_model.bin",
-            "tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/model.safetensors",
+            "model_index.json", "unet/config.json", f"unet/{WEIGHTS}", "vae/config.json",
+            "vae/diffusion_pytorch_model.bin", "tokenizer/vocab.json", "tokenizer/merges.txt",
+            "text_encoder/model.safetensors",
         ])
     }  # fmt: skip

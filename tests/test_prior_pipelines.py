@@ -11,16 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
-Image = pytest.importorskip("PIL.Image")
-
 from prior_folders import LENGTH, write_stable_diffusion, write_zero123
 
 from hash3d_cuda.prior import UnknownSubject, load_prior
 from hash3d_cuda.prior.text import VIEWS, view_index
 from hash3d_cuda.prior.zero123 import relative_pose
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+Image = pytest.importorskip("PIL.Image")
 
 POSES = dict(elevation=[10.0, 20.0, 70.0], azimuth=[0.0, 180.0, 90.0], radius=[2.0, 1.9, 2.1])
 
@@ -56,7 +55,8 @@ def subject_of(prior, name: str):
 
 
 def test_importing_the_package_does_not_import_diffusers():
-    code = "import sys, hash3d_cuda.prior; sys.exit(any(m in sys.modules for m in ('diffusers', 'transformers', 'torchvision')))"
+    heavy = ("diffusers", "transformers", "torchvision", "huggingface_hub")
+    code = f"import sys, hash3d_cuda.prior; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -192,6 +192,21 @@ def test_the_picture_is_normalised_as_the_folder_says(folders, tmp_path: Path):
         '{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}'
     )
     assert not torch.allclose(load_prior(folder).resolve(picture()).data["embedding"], plain)
+
+
+def test_loading_and_resolving_print_nothing(folders, capfd: pytest.CaptureFixture[str]):
+    load_prior(folders["sd15"]).resolve("a corgi")
+    load_prior(folders["zero123"]).resolve(picture())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_half_precision_variants_load_when_there_is_nothing_else(folders, tmp_path: Path):
+    folder = shutil.copytree(folders["sd15"], tmp_path / "half")
+    reference = load_prior(folder).unet.conv_in.weight
+    for part in ("unet", "vae", "text_encoder"):
+        path = next((folder / part).glob("*.safetensors"))
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    assert torch.equal(load_prior(folder).unet.conv_in.weight, reference)
 
 
 def test_weights_in_the_older_pickled_format_load_too(folders, tmp_path: Path):

@@ -157,7 +157,7 @@ def test_nothing_dense_enough_is_said_in_one_line(tmp_path):
     with torch.no_grad():
         for level in scene.density:
             level.fill_(-9.0)
-    with pytest.raises(ValueError, match="^nothing is dense enough") as caught:
+    with pytest.raises(ValueError, match=r"^nothing is dense enough") as caught:
         write_glb(scene, tmp_path / "mesh.glb")
     assert "\n" not in str(caught.value) and not (tmp_path / "mesh.glb").exists()
 

@@ -86,7 +86,7 @@ def test_target_is_the_unets_own_prediction_and_follows_the_seed():
 class NoHostReads(TorchDispatchMode):
     """Raises on every operation that would make the host wait for a device's numbers."""
 
-    FORBIDDEN = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique2"}
+    FORBIDDEN = frozenset({"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique2"})
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket.__name__ in self.FORBIDDEN:

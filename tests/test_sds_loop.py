@@ -127,7 +127,7 @@ def test_resume_twice_and_from_a_periodic_checkpoint(tmp_path):
 
 def test_an_unfinished_run_is_protected(tmp_path):
     make(tmp_path, progress=StopAt(5))
-    with pytest.raises(ValueError, match="--resume.*--force"):
+    with pytest.raises(ValueError, match=r"--resume.*--force"):
         make(tmp_path)
     with pytest.raises(ValueError, match="subject"):
         make(tmp_path, subject="ball", resume=True)

@@ -30,7 +30,9 @@ def some_gaussians(count=40, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
     quaternion = F.normalize(draw(count, 4) - 0.5, dim=-1)
-    return Gaussians((draw(count, 3) - 0.5) * 0.5, 0.01 + 0.06 * draw(count, 3), quaternion, draw(count), draw(count, 3))
+    return Gaussians(
+        (draw(count, 3) - 0.5) * 0.5, 0.01 + 0.06 * draw(count, 3), quaternion, draw(count), draw(count, 3)
+    )
 
 
 def slow_splat(g, elevation, azimuth, radius, size):
@@ -307,7 +309,7 @@ def test_occupancy_agrees_with_what_is_seen(kind):
     distance = (places - middle).norm(dim=-1)
     assert occupancy[(distance - ball * 0.8).abs() < 0.02].mean() > 0.6
     assert occupancy[distance > ball + 0.1].max() < 0.1
-    assert 0 <= occupancy.min() and occupancy.max() <= 1
+    assert occupancy.min() >= 0 and occupancy.max() <= 1
     assert colour[occupancy > 0.5][:, 0].min() > 0.9 and colour[occupancy > 0.5][:, 1].max() < 0.65
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,8 +67,8 @@ def test_poses_lie_in_range_and_azimuth_is_stratified():
     elevation = np.array([view.elevation for view in drawn])
     radius, azimuth = np.array([view.radius for view in drawn]), np.array([view.azimuth for view in drawn])
     assert -10 <= elevation.min() < -5 and 55 < elevation.max() <= 60
-    assert 1.8 <= radius.min() and radius.max() <= 2.2
-    assert 0 <= azimuth.min() and azimuth.max() < 360
+    assert radius.min() >= 1.8 and radius.max() <= 2.2
+    assert azimuth.min() >= 0 and azimuth.max() < 360
     gaps = np.diff(np.sort(azimuth, axis=1), axis=1)
     assert gaps.max() < 180, "each quarter of the circle has one view"
     assert np.histogram(azimuth, 8, (0, 360))[0].min() > 60
@@ -77,7 +78,7 @@ def test_timesteps():
     annealed = sampler(steps=11, t_high=0.98, t_low=0.3)
     times = [annealed.views(step).timestep for step in range(11)]
     assert times[0] == [979, 979] and times[-1] == [300, 300]
-    assert all(a[0] > b[0] for a, b in zip(times, times[1:], strict=False))
+    assert all(a[0] > b[0] for a, b in pairwise(times))
     uniform = sampler(schedule="uniform", t_high=0.6, t_low=0.4, views_per_step=8)
     flat = np.array([uniform.views(step).timestep for step in range(50)])
     assert flat.min() >= 400 and flat.max() <= 599 and len(np.unique(flat)) > 100

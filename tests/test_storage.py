@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -311,3 +312,26 @@ def test_a_device_that_is_not_here(make_table, tmp_path):
     with pytest.raises(ValueError, match=r"device: expected .*, got 'cuda:0'"):
         make_table.func.load(tmp_path / "table")
     assert make_table.func.load(tmp_path / "table", device="cpu").device == torch.device("cpu")
+
+
+def test_a_device_is_not_replaced(make_table, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert_cannot_save(small(make_table), tmp_path / "pipe", "there is something that is not a regular file")
+    assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path) == ["pipe"]
+
+
+def test_long_and_foreign_names(make_table, tmp_path):
+    """Up to what the file system takes, 255 bytes; with spaces and beyond ASCII; as bytes."""
+    table = filled(make_table)
+    for name in ("a" * 255, "ein Würfel 表.safetensors"):
+        table.save(tmp_path / name)
+        assert len(load_like(table, tmp_path / name)) == len(table)
+        table.save(os.fsencode(tmp_path / name))
+        assert len(load_like(table, os.fsencode(tmp_path / name))) == len(table)
+
+
+def test_many_threads_save_to_one_path(make_table, tmp_path):
+    table, path = filled(make_table), tmp_path / "table"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: table.save(path), range(20)))
+    assert len(load_like(table, path)) == len(table) and os.listdir(tmp_path) == ["table"]

@@ -166,6 +166,7 @@ def test_features(make_table, error, wrong):
         (ValueError, lambda t: torch.zeros(2, 2, device=t.device)),
         (ValueError, lambda t: torch.zeros(1, 3, device=t.device)),
         (ValueError, lambda t: torch.zeros(1, 2, device="meta")),
+        (ValueError, lambda t: torch.zeros(1, 1, device=t.device).expand(1, 2)),
     ],
 )
 def test_out(make_table, error, wrong):

@@ -84,3 +84,24 @@ def test_query_into_out_allocates_nothing_of_a_features_size(device):
 def test_capacity_beyond_the_budgets_reach():
     with pytest.raises(ValueError, match="memory_budget"):
         h3d.HashTable((math.prod((320, 64, 64)),), (4,), memory_budget="1MiB")
+
+
+@pytest.mark.parametrize("shape", [(2**62, 4), (2**62,), (2**40,)])
+def test_more_than_there_is(device, shape):
+    with pytest.raises(MemoryError, match=r"capacity, memory_budget: [0-9,]+ bytes for 2 slots are not to be had"):
+        h3d.HashTable(shape, (1,), capacity=2, num_buckets=7, device=device)
+
+
+def test_beyond_two_to_the_31_numbers(device):
+    """Slots whose features begin beyond 2^31 numbers and 2^32 bytes. The count starts there, as if all entries before
+    had been rejected, so that little of the memory is really used."""
+    size, capacity = 2**20, 2050
+    table = h3d.HashTable((size,), (1,), capacity=capacity, num_buckets=7, device=device)
+    latent, feature = torch.zeros(1, 1, device=device), torch.full((1, size), 2.0, device=device)
+    table._counters[:2] = capacity - 2
+    key = keys(table, (0.5,) * 4)
+    serials = [table.append(key, latent, feature * scale).item() for scale in (1, 3, 5)]
+    assert serials == [capacity - 2, capacity - 1, capacity]  # the last one is in slot 0 again
+    result = table.query(key, latent)
+    assert result.serials.tolist() == [serials[::-1]]
+    assert result.features.eq(6.0).all()  # (2 + 6 + 10) / 3: three equal distances

@@ -1,4 +1,4 @@
-"""The three parts under torch.compile: no graph break, the eager answer, and hits, misses and partial batches as ever."""
+"""The three parts under torch.compile: no graph break, the eager answer, and hits, misses, partial batches as ever."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from unet_shapes import CONFIGS, POSITIONS, build_adapter, build_inputs, build_r
 from hash3d_cuda.unet import SplitUNet, UNetCall, count_positions
 
 CHANGED = (
-    f"diffusers {diffusers.__version__} changed UNet2DConditionModel.forward: hash3d_cuda/unet/split.py restates the order "
-    "of its steps and must follow it"
+    f"diffusers {diffusers.__version__} changed UNet2DConditionModel.forward: hash3d_cuda/unet/split.py restates the "
+    "order of its steps and must follow it"
 )
 EVERY_POSITION = [(name, k) for name, count in POSITIONS.items() for k in range(1, count + 1)]
 

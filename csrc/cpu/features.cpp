@@ -35,9 +35,9 @@ void for_blocks(int64_t span, int64_t size, Body body) {
   for (int64_t begin = span * kSpan; begin < end; begin += kBlock) body(begin, std::min(kBlock, end - begin));
 }
 
-// Whether row `place` alone gives the same numbers as the sum: its weight is exactly 1, and the others' are 0 or too small
-// to change any float16. Those add at most 2^-42 * 65504 < 2^-26, less than half of the smallest distance between two of
-// them, 2^-24. The other two types reach too far for such a bound.
+// Whether row `place` alone gives the same numbers as the sum: its weight is exactly 1, and the others' are 0 or too
+// small to change any float16. Those add at most 2^-42 * 65504 < 2^-26, less than half of the smallest distance between
+// two of them, 2^-24. The other two types reach too far for such a bound.
 bool stands_alone(DType dtype, const std::vector<float>& weights, size_t place) {
   constexpr double kUnseen = 0x1p-42;
   double others = 0.0;

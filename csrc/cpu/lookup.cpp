@@ -11,9 +11,9 @@
 namespace hash3d::cpu {
 namespace {
 
-constexpr int64_t kSpan = 4096;            // keys in one task of the pool
-constexpr int kAhead = 16;                 // keys whose memory is fetched ahead: enough to hide a cache miss
-constexpr float kWholeFrom = 8388608.0f;   // 2^23: from here on every float is whole
+constexpr int64_t kSpan = 4096;           // keys in one task of the pool
+constexpr int kAhead = 16;                // keys whose memory is fetched ahead: enough to hide a cache miss
+constexpr float kWholeFrom = 8388608.0f;  // 2^23: from here on every float is whole
 constexpr int64_t kMultipliers[kKeyDims] = {1, 73856093, 19349663, 83492791};  // as in bucket_of()
 
 // The table with its divisors; its answers are those of chains.h and keys.h, from fewer instructions.
@@ -122,9 +122,8 @@ class Finder {
 
 void lookup(const Table& table, const float* keys, int64_t count, int64_t* serials, int threads) {
   const Finder finder(table);
-  parallel_for((count + kSpan - 1) / kSpan, threads, [&](int64_t span) {
-    finder.find(keys, span * kSpan, std::min(count, (span + 1) * kSpan), serials);
-  });
+  parallel_for((count + kSpan - 1) / kSpan, threads,
+               [&](int64_t span) { finder.find(keys, span * kSpan, std::min(count, (span + 1) * kSpan), serials); });
 }
 
 }  // namespace hash3d::cpu

@@ -8,7 +8,8 @@ namespace hash3d::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocksPerSm = 1;  // as many registers as it likes: left to itself, ptxas takes too few on sm_100 and spills
+constexpr int kBlocksPerSm =
+    1;  // as many registers as it likes: left to itself, ptxas takes too few on sm_100 and spills
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     lookup_kernel(const Table table, const float* __restrict__ keys, int64_t count, int64_t* __restrict__ serials) {

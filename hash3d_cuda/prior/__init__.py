@@ -1,4 +1,4 @@
-"""2D diffusion priors: the shipped one, and real diffusers weights. Importing this loads neither diffusers nor weights."""
+"""2D diffusion priors: the shipped one, and real diffusers weights. Importing this imports no diffusers."""
 
 from __future__ import annotations
 

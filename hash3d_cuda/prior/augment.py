@@ -70,7 +70,9 @@ def recolour(darkness: Tensor, generator: torch.Generator, hue: float = 8.0) -> 
 def object_mask(images: Tensor) -> Tensor:
     """float [B,1,S,S]: where something stands before the white background, small gaps closed."""
     mask = ((1 - images.amin(1, keepdim=True)) * 10).clamp(0, 1)
-    return -F.max_pool2d(-F.max_pool2d(mask, 5, 1, 2), 5, 1, 2)
+    for sign in (1, -1):  # dilate, then erode, by 5x5 in two strokes
+        mask = sign * F.max_pool2d(F.max_pool2d(sign * mask, (5, 1), 1, (2, 0)), (1, 5), 1, (0, 2))
+    return mask
 
 
 def grey_background(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -144,7 +146,7 @@ def plain(batch: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def spoil(images: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
-    """Objects that are no longer themselves: wrong colours, wrong surface, on their head, or cut and mixed with another.
+    """Objects no longer themselves: wrong colours, wrong surface, on their head, or cut and mixed with another.
 
     Where the change hardly shows (a turned ball, a white object in another hue), the two pictures are mixed instead.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """B views: object indices int64 [B], pictures float [B,3,S,S] in 0..1, poses float [B,3] (elevation, azimuth, radius)."""
+    """B views: object indices int64 [B], pictures float [B,3,S,S] in 0..1, (elevation, azimuth, radius) float [B,3]."""
 
     index: Tensor
     images: Tensor

@@ -30,7 +30,7 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     Weights in safetensors are preferred; variants (``.fp16.``, ``.ema.``) are left out.
     """
     names = [
-        name for name in names if name == "model_index.json" or name.split("/")[0] in PARTS and name.count("/") == 1
+        name for name in names if name == "model_index.json" or (name.split("/")[0] in PARTS and name.count("/") == 1)
     ]
     weights = [name for name in names if _WEIGHTS.fullmatch(name.split("/")[-1])]
     safe = {name.split("/")[0] for name in weights if name.endswith(".safetensors")}
@@ -45,12 +45,13 @@ def find_snapshot(hub_id: str) -> Path:
         OSError: the hub cannot be reached (or HF_HUB_OFFLINE is set) and nothing is cached, the download failed, or the
             hub has no such pipeline.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
+    api = HfApi()  # made here: importing it should not count as the hub's time
     reason = "HF_HUB_OFFLINE is set" if offline() else None
     if reason is None:
         try:
-            files = within(SECONDS, lambda: list_files(hub_id))
+            files = within(SECONDS, lambda: list_files(hub_id, api))
         except Exception as error:
             if missing(error):
                 raise OSError(
@@ -82,11 +83,9 @@ def offline() -> bool:
     return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def list_files(hub_id: str) -> list[str]:
+def list_files(hub_id: str, api: Any) -> list[str]:
     """Names of the repository's files, from the hub."""
-    from huggingface_hub import HfApi
-
-    return [item.rfilename for item in HfApi().model_info(hub_id, timeout=SECONDS).siblings or []]
+    return [item.rfilename for item in api.model_info(hub_id, timeout=SECONDS).siblings or []]
 
 
 def missing(error: Exception) -> bool:

@@ -54,13 +54,13 @@ def _load_folder(folder: Path, device: str) -> Prior:
     if not (folder / "unet").is_dir():
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise ValueError(
-            f"prior: {str(folder)!r} lacks the part 'unet' (it holds {found}); give a folder with a Stable Diffusion or "
-            "Zero123-style pipeline as diffusers saves it, or one that `hash3d train-prior` wrote"
+            f"prior: {str(folder)!r} lacks the part 'unet' (it holds {found}); give a folder with a Stable Diffusion "
+            "or Zero123-style pipeline as diffusers saves it, or one that `hash3d train-prior` wrote"
         )
     from hash3d_cuda.prior.pipelines import read_json
 
     channels = read_json(folder, "unet", "config.json").get("in_channels", 4)
-    if channels == 8 or (folder / "image_encoder").is_dir() and not (folder / "text_encoder").is_dir():
+    if channels == 8 or ((folder / "image_encoder").is_dir() and not (folder / "text_encoder").is_dir()):
         from hash3d_cuda.prior.zero123 import ImagePrior
 
         return ImagePrior(folder, device)
@@ -76,8 +76,8 @@ def _own_folder() -> Path:
     missing = [name for name in SHIPPED_FILES if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"prior: the package's own prior is not complete, {str(folder)!r} lacks {', '.join(missing)}; reinstall the "
-            "package, or give --prior a folder (`hash3d train-prior` trains one)"
+            f"prior: the package's own prior is not complete, {str(folder)!r} lacks {', '.join(missing)}; reinstall "
+            "the package, or give --prior a folder (`hash3d train-prior` trains one)"
         )
     return folder
 

@@ -1,7 +1,7 @@
 """Pictures of what the shipped prior does *not* know, for the image encoder to turn away.
 
-The catalogue that holds the vocabulary's objects holds over a hundred others. Their views, rendered like the vocabulary's,
-are the hardest negatives there are: same light, same white background, often the same kind of thing.
+The catalogue that holds the vocabulary's objects holds over a hundred others. Their views, rendered like the
+vocabulary's, are the hardest negatives there are: same light, same white background, often the same kind of thing.
 """
 
 from __future__ import annotations

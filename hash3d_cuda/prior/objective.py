@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -92,7 +93,7 @@ def sample_grid(model: Model, views: Views, alphas: Tensor, device: torch.device
     shape = (len(index), model.unet.config.in_channels, side, side)
     x = torch.randn(shape, generator=generator).to(device)
     times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).long()
-    for now, then in zip(times[:-1], times[1:]):
+    for now, then in pairwise(times):
         clean = model(x, now.expand(len(index)).to(device), batch)
         noise = (x - alphas[now].sqrt() * clean) / (1 - alphas[now]).sqrt()
         x = alphas[then].sqrt() * clean + (1 - alphas[then]).sqrt() * noise

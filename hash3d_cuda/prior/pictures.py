@@ -45,7 +45,8 @@ def open_picture(path: str | Path) -> Any:
         raise ValueError(f"image: {str(path)!r} is damaged ({error}); export it again") from None
     if min(picture.size) < SMALLEST_SIDE:
         raise ValueError(
-            f"image: {str(path)!r} is {picture.width}x{picture.height} pixels, at least {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed"
+            f"image: {str(path)!r} is {picture.width}x{picture.height} pixels, "
+            f"at least {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed"
         )
     has_alpha = "A" in picture.getbands() or "transparency" in picture.info
     return picture.convert("RGBA" if has_alpha else "RGB")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,16 +52,22 @@ def read_json(folder: Path, part: str, *names: str) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the libraries' own complaints while entered; what matters in them becomes an error here."""
+    """Silences the libraries' own complaints and progress bars while entered; what matters becomes an error here."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
+    bars = [sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    showing = [module for module in bars if module is not None and module.is_progress_bar_enabled()]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    for module in showing:
+        module.disable_progress_bar()
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
+        for module in showing:
+            module.enable_progress_bar()
 
 
 def load_part(folder: Path, part: str, kind: Any, dtype: torch.dtype, expected: str | None = None) -> Any:
@@ -83,11 +90,12 @@ def load_part(folder: Path, part: str, kind: Any, dtype: torch.dtype, expected: 
     weights = [path for path in (folder / part).iterdir() if path.suffix in (".safetensors", ".bin")]
     if not weights:
         raise broken(folder, f"the part {part!r}", "has no weights (.safetensors or .bin)")
+    options: dict[str, Any] = dict(torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+    if all(".fp16." in path.name for path in weights):
+        options["variant"] = "fp16"
     try:
         with quiet():
-            model, info = kind.from_pretrained(
-                folder / part, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-            )
+            model, info = kind.from_pretrained(folder / part, **options)
     except Exception as error:  # the libraries raise many kinds, some of several lines
         raise broken(folder, f"the part {part!r}", f"cannot be loaded ({error})") from None
     for trouble in ("mismatched_keys", "missing_keys"):

@@ -1,9 +1,9 @@
 """Prepare the prior's data: render every object of the vocabulary from all sides.
 
 Writes ``train.npz`` and ``eval.npz`` (keys ``images`` uint8 [objects,views,64,64,3], ``poses`` float32
-[objects,views,3] in the order elevation, azimuth, radius, and ``names``), a contact sheet, and with
-``--assets`` the small pictures and credits that the package bundles. Needs the
-``train`` extra (moderngl, trimesh, Pillow).
+[objects,views,3] in the order elevation, azimuth, radius, and ``names``), a contact sheet, with ``--negatives``
+views of the library's other objects (``negatives.npz``), and with ``--assets`` the small pictures and credits that the
+package bundles. Needs the ``train`` extra (moderngl, trimesh, Pillow).
 """
 
 from __future__ import annotations

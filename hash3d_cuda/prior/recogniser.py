@@ -33,7 +33,7 @@ class Recognition:
 class Recogniser(nn.Module):
     """Convolutions down to 2x2, then per-object logits and per-object pose (sin, cos of azimuth; elevation in radians).
 
-    The first convolution takes patches of 4x4 pixels, so that the whole network costs about 3 million multiplications.
+    The first layer takes patches of 4x4 pixels, so that the whole network costs about 3 million multiplications.
 
     Args:
         names: size of the vocabulary; one more logit stands for "none of these".
@@ -41,11 +41,10 @@ class Recogniser(nn.Module):
 
     def __init__(self, names: int):
         super().__init__()
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.PixelUnshuffle(4)]
         for index, width in enumerate(WIDTHS):
-            before = WIDTHS[index - 1] if index else 4
-            shape = dict(kernel_size=3, stride=2, padding=1) if index else dict(kernel_size=4, stride=4)
-            layers += [nn.Conv2d(before, width, **shape), nn.GroupNorm(8, width), nn.SiLU()]
+            convolution = nn.Conv2d(WIDTHS[index - 1], width, 3, 2, 1) if index else nn.Conv2d(4 * 16, width, 1)
+            layers += [convolution, nn.GroupNorm(8, width), nn.SiLU()]
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * 4, 192), nn.SiLU())
         self.kind = nn.Linear(192, names + 1)
         self.pose = nn.Linear(192, names * 3)
@@ -90,8 +89,8 @@ class Recogniser(nn.Module):
         if probability[best] < CONFIDENT:
             raise UnknownSubject(
                 "subject: this picture shows none of the objects that the shipped prior knows (nearest: "
-                f"{vocabulary[best]!r}, {float(probability[best]):.0%}). It knows: {', '.join(sorted(vocabulary))}. For "
-                "any other picture give --prior a Zero123-style diffusers folder."
+                f"{vocabulary[best]!r}, {float(probability[best]):.0%}). It knows: {', '.join(sorted(vocabulary))}. "
+                "For any other picture give --prior a Zero123-style diffusers folder."
             )
         sine, cosine, elevation = pose[0, best].tolist()
         return Recognition(

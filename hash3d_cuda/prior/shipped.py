@@ -21,9 +21,9 @@ from hash3d_cuda.prior.model import (
     images_to_latents,
     latents_to_images,
 )
+from hash3d_cuda.prior.names import canonical_name, unknown_word
 from hash3d_cuda.prior.pictures import read_picture
 from hash3d_cuda.prior.recogniser import Recogniser
-from hash3d_cuda.prior.names import canonical_name, unknown_word
 
 FORMAT = 1
 

@@ -77,10 +77,12 @@ class TextPrior(LatentPrior):
     @torch.no_grad()
     def _embed(self, prompts: list[str]) -> Tensor:
         """float [len(prompts), L, D] of the U-Net's dtype."""
-        longest = max(len(row) for row in self.tokenizer(prompts).input_ids)
+        with quiet():
+            longest = max(len(row) for row in self.tokenizer(prompts).input_ids)
         if longest > self.length:
             raise UnknownSubject(
-                f"subject: the prompt has {longest} tokens with its view, {self.name} reads at most {self.length}; shorten it"
+                f"subject: the prompt has {longest} tokens with its view, {self.name} reads at most {self.length}; "
+                "shorten it"
             )
         tokens = self.tokenizer(prompts, padding="max_length", max_length=self.length, return_tensors="pt")
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None

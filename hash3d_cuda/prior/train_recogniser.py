@@ -1,7 +1,7 @@
 """`python -m hash3d_cuda.prior.train_recogniser`: train the image encoder that goes with the shipped prior.
 
-Needs `train.npz`, `eval.npz` and `negatives.npz` from `hash3d prepare-data --negatives 24`. Every fifth of the other objects is
-held out, all its views with it, to measure how well unknown things are turned away.
+Needs `train.npz`, `eval.npz` and `negatives.npz` from `hash3d prepare-data --negatives 24`. Every fifth of the other
+objects is held out, all its views with it, to measure how well unknown things are turned away.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hash3d_cuda.prior.recogniser import CONFIDENT, Recogniser
 
 HELD_OUT_EVERY = 5
 KNOWN, OTHER, SPOILT, SYNTHETIC = 0.60, 0.24, 0.10, 0.06  # shares of a batch
-POSE_WEIGHT = 2.0
+POSE_WEIGHT = 4.0
 
 
 @dataclass
@@ -69,7 +69,8 @@ def draw_batch(views: Views, others: Tensor, batch: int, generator: torch.Genera
     """An augmented batch of known objects and of what is none of them.
 
     Returns:
-        images float [B,3,S,S]; kinds int64 [B], ``len(views.names)`` for none; poses float [P,3] of the first P, the known.
+        images float [B,3,S,S]; kinds int64 [B], ``len(views.names)`` for none; poses float [P,3] of the known, which
+        come first.
     """
     known, other, spoilt = (round(batch * share) for share in (KNOWN, OTHER, SPOILT))
     rest, size, names = batch - known - other - spoilt, views.images.shape[-1], len(views.names)
@@ -98,7 +99,7 @@ def pose_target(poses: Tensor) -> Tensor:
 def loss_of(model: Recogniser, batch: tuple[Tensor, Tensor, Tensor], smoothing: float) -> Tensor:
     """Cross-entropy over objects and "none", plus the squared error of the pose that the true object's head gives."""
     images, kinds, poses = batch
-    logits, heads = model(images.contiguous(memory_format=torch.channels_last))
+    logits, heads = model(images)
     rows = torch.arange(len(poses))
     wrong = (heads[rows, kinds[: len(poses)]] - pose_target(poses)).square().sum(-1).mean()
     return F.cross_entropy(logits, kinds, label_smoothing=smoothing) + POSE_WEIGHT * wrong
@@ -108,7 +109,7 @@ def train(views: Views, others: Tensor, settings: RecogniserSettings) -> tuple[R
     """The averaged network after the budget, and the number of steps that fitted in it."""
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
-    model = Recogniser(len(views.names)).to(memory_format=torch.channels_last)
+    model = Recogniser(len(views.names))
     average = Recogniser(len(views.names))
     average.load_state_dict(model.state_dict())
     average.requires_grad_(False)
@@ -188,6 +189,7 @@ def save_recogniser(model: Recogniser, folder: Path, figures: dict[str, object])
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "recogniser.safetensors")
+    (folder / "recogniser.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
     (folder / "recogniser.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 

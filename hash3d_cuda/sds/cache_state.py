@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from hash3d_cuda.poses import HostCopies
 from hash3d_cuda.store import TableStore
+from hash3d_cuda.tracked import TrackedTable
 
 _FORMATS = {str(kind): kind for kind in (torch.contiguous_format, torch.channels_last)}
 
@@ -42,17 +44,22 @@ def restore_cache(cache: Any, state: Mapping[str, Any], table: Path | None) -> N
     cache._counts.update(state["counts"])
     if table is not None:
         loaded = HashTable.load(table)
-        cached.store = ResumedStore(cache.config, loaded)
+        cached.store = ResumedStore(cache.config, loaded, cached._copies)
         cached._dtype, cached._format = loaded.options.feature_dtype, _FORMATS[state["format"]]
 
 
 class ResumedStore(TableStore):
     """A store whose first condition finds the table that was loaded."""
 
-    def __init__(self, config: Any, table: Any):
+    def __init__(self, config: Any, table: Any, copies: HostCopies):
         options = table.options
-        super().__init__(config, options.feature_shape, options.latent_shape, options.feature_dtype, options.device)
-        self._loaded = table
+        shapes = options.feature_shape, options.latent_shape
+        super().__init__(config, *shapes, options.feature_dtype, options.device, copies)
+        self._loaded: TrackedTable | None = TrackedTable(table, self._arguments, copies)
+        if self._loaded._index is not None:
+            state = table._state_dict()
+            blank = torch.zeros(len(state["serials"]), 1)  # the host's index holds keys and chains alone
+            self._loaded._index._table._load_state_dict({**state, "latents": blank, "features": blank})
 
     def find(self, condition: Hashable) -> Any:
         """The table of ``condition``; see :class:`TableStore`."""

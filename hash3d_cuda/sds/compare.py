@@ -53,9 +53,8 @@ def compare(
     Returns:
         the content of ``compare.json``, or None when a run was interrupted.
     """
-    from hash3d_cuda.sds.export import write_turntable
-
     from hash3d_cuda.sds.compare_report import write_compare_report
+    from hash3d_cuda.sds.export import write_turntable
 
     folder = prepare_folder(Path(out), resume=False, force=False)
     results: dict[str, Result] = {}

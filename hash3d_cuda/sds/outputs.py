@@ -43,7 +43,6 @@ def write_outputs(run: Any, folder: Path, interrupted: bool) -> tuple[Tensor, Te
         OSError: a file cannot be written; what was in the folder before is still there.
     """
     from hash3d_cuda.sds.export import write_glb, write_ply, write_turntable, write_views
-
     from hash3d_cuda.sds.report import write_report
 
     size = run.prior.image_size

@@ -198,10 +198,7 @@ class SplitUNet:
             size = None
             if conditioning.odd_size and part.upsamplers is not None:
                 size = skips[-1].shape[2:] if skips else floor
-            if part.has_cross_attention:
-                kwargs = _block_kwargs(conditioning)
-            else:
-                kwargs = {"temb": conditioning.emb}
+            kwargs = _block_kwargs(conditioning) if part.has_cross_attention else {"temb": conditioning.emb}
             sample = part(hidden_states=sample, res_hidden_states_tuple=taken, upsample_size=size, **kwargs)
         return sample
 

@@ -41,7 +41,9 @@ def write_turntable(frames: Tensor, path: Path) -> list[Path]:
     from PIL import Image
 
     if frames.dim() != 4 or len(frames) == 0:
-        raise ValueError(f"frames: expected float [F,3,H,W] with F of at least 1, got {list(frames.shape)}; pass frames")
+        raise ValueError(
+            f"frames: expected float [F,3,H,W] with F of at least 1, got {list(frames.shape)}; pass frames"
+        )
     pixels = to_bytes(frames)
     pictures = [Image.fromarray(frame) for frame in pixels]
     # minimize_size off: an animation is shown frame by frame, and frames that look alike must not be merged
@@ -92,9 +94,7 @@ def write_mp4(frames: np.ndarray, path: Path, ffmpeg: str) -> None:
     ]  # fmt: skip
     with tempfile.TemporaryFile() as errors:
         # a session of its own: Ctrl-C is for the caller, who writes what there is and then stops
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, start_new_session=True)
         with contextlib.suppress(BrokenPipeError):  # its exit status says why
             for frame in frames:
                 process.stdin.write(frame.tobytes())
@@ -104,4 +104,6 @@ def write_mp4(frames: np.ndarray, path: Path, ffmpeg: str) -> None:
         errors.seek(0)
         said = errors.read().decode(errors="replace").strip().splitlines()
     if status != 0:
-        raise OSError(f"cannot write {str(path)!r}: ffmpeg ended with status {status}: {said[-1] if said else 'no message'}")
+        raise OSError(
+            f"cannot write {str(path)!r}: ffmpeg ended with status {status}: {said[-1] if said else 'no message'}"
+        )

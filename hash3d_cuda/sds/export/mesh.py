@@ -74,7 +74,9 @@ def sample(grid: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Trilinear look-up in float [R,R,R,C] at float [V,3] grid coordinates: float [V,C]."""
     from scipy.ndimage import map_coordinates
 
-    return np.stack([map_coordinates(channel, places.T, order=1, mode="nearest") for channel in np.moveaxis(grid, -1, 0)], -1)
+    return np.stack(
+        [map_coordinates(channel, places.T, order=1, mode="nearest") for channel in np.moveaxis(grid, -1, 0)], -1
+    )
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:

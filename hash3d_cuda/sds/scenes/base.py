@@ -28,8 +28,8 @@ class Rendered:
 class Scene(nn.Module, ABC):
     """Something that can be rendered from any side and pulled by gradients.
 
-    A scene is a deterministic function of its construction arguments and of its parameters' history; its
-    ``state_dict`` holds all it needs to go on.
+    On a CPU a scene is a deterministic function of its construction arguments and of the steps taken; on CUDA, sums in
+    gradients come in any order and differ in the last bits. Its ``state_dict`` holds all it needs to go on.
     """
 
     @abstractmethod

@@ -18,10 +18,15 @@ from torch.nn import functional as F
 from hash3d_cuda.cameras import camera_rays, camera_to_world
 from hash3d_cuda.sds.scenes.base import BOUND, Rendered, Scene
 
-LEVELS = 3
+LEVELS, SMALLEST_SIDE = 3, 4
 SAMPLES = 36
+"""Points per ray, evenly spread over its way through the sphere."""
 DENSITY_SCALE = 25.0
-EMPTY = -4.0  # raw density far from the first blob
+EMPTY = -4.0
+"""Raw density far from the first ball."""
+DENSITY_RATE = COLOUR_RATE = 0.1
+"""Learning rates of Adam."""
+SPARSITY, THIN = 1e-3, 5.0
 SURFACE_DEPTH = 0.04
 """Scene units: where half the light is lost in this depth, the object counts as solid."""
 CHUNK = 1 << 16  # rays that are sampled at a time
@@ -38,7 +43,7 @@ class VoxelScene(Scene):
 
     def __init__(self, size: int, seed: int, device: torch.device):
         super().__init__()
-        sizes = [size // 2**level for level in reversed(range(LEVELS)) if size // 2**level >= 4]
+        sizes = [size // 2**level for level in reversed(range(LEVELS)) if size // 2**level >= SMALLEST_SIDE]
         generator = torch.Generator().manual_seed(seed)
         grids = [torch.zeros(1, 4, side, side, side) for side in sizes]
         grids[0][:, :1] = first_blob(sizes[0])
@@ -75,15 +80,18 @@ class VoxelScene(Scene):
         return Rendered(colour + (1 - alpha), alpha)
 
     def regularisation(self) -> Tensor:
-        """Total variation of the finest grid, and a small price on density anywhere."""
+        """A small price on density: it takes away fog, and white matter that no view could tell from the background.
+
+        Its logarithm hardly grows inside solid matter, so that the object itself does not pay (Hedman et al. 2021).
+        """
         density = density_of(self._sum(list(self.density)))
-        return 1e-3*torch.log1p(density/5).mean()
+        return SPARSITY * torch.log1p(density / THIN).mean()
 
     def parameter_groups(self, lr_scale: float) -> list[dict[str, Any]]:
         """See :meth:`Scene.parameter_groups`."""
         return [
-            {"params": list(self.density), "lr": 0.1 * lr_scale},
-            {"params": list(self.colour), "lr": 0.1 * lr_scale},
+            {"params": list(self.density), "lr": DENSITY_RATE * lr_scale},
+            {"params": list(self.colour), "lr": COLOUR_RATE * lr_scale},
         ]
 
     @torch.no_grad()
@@ -99,7 +107,7 @@ def first_blob(side: int) -> Tensor:
     """Raw density of a soft ball, float [side,side,side]."""
     axis = torch.linspace(-BOUND, BOUND, side)
     distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
-    return (-distance * 12+1).clamp_min(EMPTY)
+    return (1 - 12 * distance).clamp_min(EMPTY)
 
 
 def stretch_matrix(coarse: int, fine: int) -> Tensor:
