@@ -14,6 +14,8 @@ from hash3d_cuda.prior.model import Conditioner, build_unet, images_to_latents, 
 TIMESTEPS = 1000
 DROP_CONDITION = 0.1
 LOSS_WEIGHT_CAP = 4.0
+TIMESTEP_SHARES = ((0, 200, 0.1), (200, 500, 0.25), (500, TIMESTEPS, 0.65))
+"""Bands of timesteps, and the share of the training views that each gets."""
 
 
 def noise_schedule() -> Tensor:
@@ -47,10 +49,11 @@ def add_noise(latents: Tensor, t: Tensor, alphas: Tensor, generator: torch.Gener
 
 
 def draw_timesteps(batch: int, generator: torch.Generator) -> Tensor:
-    """Mostly the timesteps that score distillation visits (t >= 200), some of the rest."""
-    high = torch.randint(200, TIMESTEPS, (batch,), generator=generator)
-    low = torch.randint(0, 200, (batch,), generator=generator)
-    return torch.where(torch.rand(batch, generator=generator) < 0.88, high, low)
+    """Mostly the high noise levels, at which score distillation decides what an object looks like; some of the rest."""
+    shares = torch.tensor([share for _, _, share in TIMESTEP_SHARES])
+    band = torch.multinomial(shares, batch, replacement=True, generator=generator)
+    low, high, _ = torch.tensor(TIMESTEP_SHARES)[band].unbind(-1)
+    return (low + (high - low) * torch.rand(batch, generator=generator)).long()
 
 
 def training_loss(model: Model, batch: Batch, alphas: Tensor, generator: torch.Generator) -> Tensor:
