@@ -15,6 +15,7 @@ import torch
 
 import hash3d_cuda
 from hash3d_cuda import _C
+from hash3d_cuda.cli.info import build_facts
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -126,6 +127,14 @@ def test_the_build_says_what_it_is():
     assert build["simd"] in build["simd_paths"] and build["simd_paths"][-1] == "baseline"
     assert bool(build["cuda"]) == bool(build["cuda_architectures"])
     assert all(re.fullmatch(r"\d+", architecture) for architecture in build["cuda_architectures"].split())
+
+
+def test_info_says_when_there_is_no_cuda_code(monkeypatch):
+    without = {**_C.build_info(), "cuda": "", "cuda_architectures": ""}
+    monkeypatch.setattr(_C, "build_info", lambda: without.copy())
+    assert build_facts()["cuda"].startswith("not in this build: nvcc was not found")
+    monkeypatch.setattr(_C, "build_info", lambda: {**without, "cuda": "13.0", "cuda_architectures": "90"})
+    assert build_facts()["cuda"] == "13.0" and build_facts()["cuda architectures"] == "90"
 
 
 def test_the_source_archive_holds_what_a_build_needs(tmp_path):

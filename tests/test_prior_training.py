@@ -99,6 +99,21 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(data: Path):
         make_trainer(data, "run", steps=1).resume(data / "run" / "checkpoint.pt")
 
 
+def test_a_run_may_start_from_a_trained_prior(data: Path):
+    first = make_trainer(data, "run", steps=2)
+    first.run()
+    second = make_trainer(data, "more", steps=2)
+    second.start_from(data / "run" / "prior")
+    saved = first.average.state_dict()
+    assert all(torch.equal(value, saved[name].half().float()) for name, value in second.model.state_dict().items())
+    second.run()
+    about = json.loads((data / "more" / "prior" / "prior.json").read_text())
+    assert second.step == 2 and about["trained"]["samples"] == first.samples + second.samples
+    write_views(data / "train.npz", names=[*NAMES, "sofa"])
+    with pytest.raises(ValueError, match="knows 2 names, the data has 3"):
+        make_trainer(data, "third", steps=1).start_from(data / "run" / "prior")
+
+
 def test_ctrl_c_ends_after_the_step_with_everything_saved(data: Path, monkeypatch: pytest.MonkeyPatch):
     """And the same command goes on from there."""
     step = training.Trainer.train_step

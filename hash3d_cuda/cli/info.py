@@ -78,7 +78,11 @@ def build_facts() -> dict[str, Any]:
         from hash3d_cuda import _C
     except ImportError as error:
         return {"engine": f"cannot be loaded ({error}); build it with: pip install ."}
-    return {name.replace("_", " "): value for name, value in _C.build_info().items()}
+    build = _C.build_info()
+    if not build["cuda"]:
+        build["cuda"] = "not in this build: nvcc was not found, or HASH3D_CUDA=0 was set"
+        build["cuda_architectures"] = "none"
+    return {name.replace("_", " "): value for name, value in build.items()}
 
 
 def devices() -> list[str]:

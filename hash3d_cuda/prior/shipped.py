@@ -58,6 +58,8 @@ def save_prior(model: nn.Module, names: list[str], folder: Path, trained: dict[s
         trained=trained,
     )
     (folder / "prior.json").write_text(json.dumps(about, indent=1) + "\n")
+    for path in folder.rglob("*.safetensors"):  # the library writes them for the owner alone
+        path.chmod(0o644)
 
 
 class ShippedPrior(Prior):

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from hash3d_cuda.prior.data import Batch, Views
+from hash3d_cuda.prior.load import load_prior
 from hash3d_cuda.prior.muon import make_optimizers
 from hash3d_cuda.prior.objective import Model, noise_schedule, sample_grid, training_loss, validate
 from hash3d_cuda.prior.shipped import save_prior
@@ -68,6 +69,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, settings.lr, settings.weight_decay)
         self.alphas = noise_schedule().to(self.device)
         self.step, self.samples, self.seconds = 0, 0, 0.0
+        self.before = 0  # views that the weights it started from had seen
         self.stopping = False
 
     @property
@@ -165,6 +167,7 @@ class Trainer:
             optimizers=[o.state_dict() for o in self.optimizers],
             step=self.step,
             samples=self.samples,
+            before=self.before,
             seconds=self.seconds,
             names=self.views.names,
         )
@@ -174,7 +177,7 @@ class Trainer:
             self.average,
             self.views.names,
             self.out / "prior",
-            trained=asdict(self.settings) | {"samples": self.samples},
+            trained=asdict(self.settings) | {"samples": self.before + self.samples},
         )
 
     def resume(self, path: Path) -> None:
@@ -190,6 +193,24 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
+        self.before = state["before"]
+
+    def start_from(self, folder: Path) -> None:
+        """Begin with the weights of a trained prior instead of random ones; optimisers and budget start afresh.
+
+        Args:
+            folder: as :func:`hash3d_cuda.prior.shipped.save_prior` writes it, of the same vocabulary.
+        """
+        prior = load_prior(folder)
+        if prior.vocabulary != self.views.names:
+            raise ValueError(
+                f"start: {str(folder)!r} knows {len(prior.vocabulary)} names, the data has {len(self.views.names)} or "
+                "others; give a prior that was trained on this data's objects"
+            )
+        for model in (self.model, self.average):
+            model.unet.load_state_dict(prior.unet.state_dict())
+            model.conditioner.load_state_dict(prior.conditioner.state_dict())
+        self.before = prior.about["trained"].get("samples", 0)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -197,6 +218,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hash3d train-prior", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder or train.npz made by `hash3d prepare-data`")
     parser.add_argument("--out", type=Path, required=True, help="run folder; an existing run there goes on")
+    parser.add_argument("--start", type=Path, metavar="PRIOR", help="begin with the weights of this prior folder")
     parser.add_argument("--device", default="cpu")
     defaults = TrainSettings()
     parser.add_argument("--minutes", type=float, default=defaults.minutes, help="whole budget (default %(default)s)")
@@ -227,6 +249,8 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"resuming at step {trainer.step}, {trainer.seconds / 60:.1f} of {args.minutes:g} minutes spent", flush=True
         )
+    elif args.start is not None:
+        trainer.start_from(args.start)
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda *_: setattr(trainer, "stopping", True))
     trainer.run()
