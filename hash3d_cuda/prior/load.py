@@ -84,6 +84,7 @@ def _own_folder() -> Path:
 
 def _load_own(folder: Path, device: str) -> Prior:
     """A prior of this package's own format, with every part checked first."""
+    import diffusers  # noqa: F401  (before quiet(): it sets up its logging when it is first imported)
     from safetensors import SafetensorError, safe_open
 
     from hash3d_cuda.prior.pipelines import broken, quiet, read_json

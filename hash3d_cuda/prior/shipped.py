@@ -90,7 +90,7 @@ class ShippedPrior(Prior):
         self.about = about
         self.device = torch.device(device)
         self.unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", torch_dtype=torch.float32, local_files_only=True
+            folder / "unet", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
         )
         self.unet.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.conditioner = Conditioner(len(self.vocabulary))

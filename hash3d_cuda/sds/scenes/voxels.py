@@ -24,7 +24,7 @@ SAMPLES = 36
 DENSITY_SCALE = 25.0
 EMPTY = -4.0
 """Raw density far from the first ball."""
-DENSITY_RATE = COLOUR_RATE = 0.1
+DENSITY_RATE = COLOUR_RATE = 0.05
 """Learning rates of Adam."""
 SPARSITY, THIN = 1e-3, 5.0
 SURFACE_DEPTH = 0.04
