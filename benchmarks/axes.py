@@ -78,6 +78,7 @@ def compare(
     items: int | None = None,
     limit: str = "",
     warmup: int = 3,
+    warm: int = 0,
     note: str = "",
 ) -> None:
     """Times ``subject`` under pytest-benchmark, and ``rival`` before each of its rounds.
@@ -86,15 +87,21 @@ def compare(
         against: what the rival is, for the reader.
         moved: bytes the subject must move, for GB/s.
         items: look-ups in one call, for a rate.
+        warm: how often either runs untimed right before its turn, so that it does not pay for what the other left in
+            the caches: once after one of like size, some times after one that fills them with something else.
         limit: the bound to hold, such as ``"<= 1.25"``; printed, not enforced: a busy machine is no bug.
     """
     subject, rival = finished(subject, device), finished(rival, device)
     rivals: list[float] = []
 
     def before() -> None:
+        for _ in range(warm):
+            rival()
         start = time.perf_counter()
         rival()
         rivals.append(time.perf_counter() - start)
+        for _ in range(warm):
+            subject()
 
     benchmark.group = benchmark.fullname.split("/")[-1].split("::")[0].removesuffix(".py")
     benchmark.pedantic(subject, setup=before, rounds=rounds, iterations=1, warmup_rounds=warmup)

@@ -46,6 +46,7 @@ def test_append(benchmark, size, dtype, cell, against, device):
         rivals[against],
         against=against,
         rounds=20,
+        warm=1 if against == "copy" else 5,
         device=device,
         moved=moved(size, dtype, cell),
     )

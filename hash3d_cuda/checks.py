@@ -143,7 +143,9 @@ def check_tensor(
 
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
     sizes = value.shape
-    return len(sizes) == len(shape) and sizes[1:] == shape[1:] and (not shape or shape[0] in (None, sizes[0]))
+    if sizes == shape:
+        return True
+    return len(sizes) == len(shape) and sizes[1:] == shape[1:] and bool(shape) and shape[0] is None
 
 
 def parse_bytes(name: str, value: Any) -> int:

@@ -161,7 +161,7 @@ class TableOptions:
     def check_out(self, out: Any, batch: int) -> Tensor:
         """Returns ``out`` ``[B, *feature_shape]`` in the stored dtype, detached (it still shares memory)."""
         out = check_tensor("out", out, (batch, *self.feature_shape), (self.feature_dtype,), self.device)
-        if 0 in out.stride() and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape)):
+        if not out.is_contiguous() and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape)):
             expected = "a tensor whose numbers each have a place of their own"
             fail(ValueError, "out", expected, f"one expanded with strides {out.stride()}", "pass a copy, out.clone()")
         return out

@@ -8,6 +8,7 @@
 #include "../chains.h"
 #include "backend.h"
 #include "features.h"
+#include "pages.h"
 #include "rows.h"
 
 namespace hash3d::cpu {
@@ -136,6 +137,7 @@ bool append_one(const Table& table, Newcomer& item, int threads) {
 void clear(const Table& table) {
   const Config& config = table.config;
   const int64_t buckets = config.grids * config.num_buckets, stride = 1 + config.queue_length;
+  prefer_huge_pages(table.chains, buckets * stride * static_cast<int64_t>(sizeof *table.chains));
   std::fill(table.chains, table.chains + buckets * stride, int64_t{-1});
   for (int64_t bucket = 0; bucket < buckets; ++bucket) table.chains[bucket * stride] = 0;
   std::fill(table.similarity, table.similarity + buckets, std::numeric_limits<float>::quiet_NaN());

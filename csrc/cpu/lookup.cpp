@@ -6,6 +6,7 @@
 #include "../chains.h"
 #include "backend.h"
 #include "divide.h"
+#include "pages.h"
 #include "pool.h"
 
 namespace hash3d::cpu {
@@ -121,6 +122,8 @@ class Finder {
 }  // namespace
 
 void lookup(const Table& table, const float* keys, int64_t count, int64_t* serials, int threads) {
+  const int64_t answers = count * table.config.grids * table.config.queue_length;
+  prefer_huge_pages(serials, answers * static_cast<int64_t>(sizeof *serials));
   const Finder finder(table);
   parallel_for((count + kSpan - 1) / kSpan, threads,
                [&](int64_t span) { finder.find(keys, span * kSpan, std::min(count, (span + 1) * kSpan), serials); });
