@@ -55,7 +55,8 @@ HEAVY = {
 
 
 def modules_after(code: str) -> set[str]:
-    script = f"import sys\nsys.path.remove('')  # the checkout, whose package may not be built\n{code}\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    start = "import sys\nsys.path.remove('')  # the checkout, whose package may not be built\n"
+    script = f"{start}{code}\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(result.stdout.split())
 
