@@ -44,6 +44,13 @@ HASH3D_HOST_DEVICE bool is_candidate(const Table& table, int grid, const Cell& c
   return same_cell(cell, table.cells + (slot * table.config.grids + grid) * kKeyDims);
 }
 
+// The candidate `age` steps back from the newest entry of a place's chain, or -1 when what stands there is none.
+HASH3D_HOST_DEVICE int64_t candidate_at(const Table& table, int grid, const Place& place, int age,
+                                        int64_t next_serial) {
+  const int64_t serial = serial_at(table.config, chain_at(table, grid, place.bucket), age, next_serial);
+  return serial >= 0 && is_candidate(table, grid, place.cell, serial) ? serial : -1;
+}
+
 // Writes the candidates of a place, newest first, and -1 behind them; returns how many there are.
 HASH3D_HOST_DEVICE int candidates(const Table& table, int grid, const Place& place, int64_t next_serial,
                                   int64_t* serials) {
@@ -72,6 +79,12 @@ HASH3D_HOST_DEVICE bool has_candidate(const Table& table, int grid, const Place&
 HASH3D_HOST_DEVICE float similarity_at(const Table& table, int grid, int64_t bucket) {
   const float average = table.similarity[grid * table.config.num_buckets + bucket];
   return average == average ? average : table.config.initial_similarity;
+}
+
+// Cosine similarity in float32; 0 where it is not defined (a zero feature, a sum beyond float32).
+HASH3D_HOST_DEVICE float cosine(double dot, float norm, float other_norm) {
+  const float value = static_cast<float>(dot) / (norm * other_norm);
+  return is_finite(value) ? value : 0.0f;
 }
 
 // Eq. 9 in float32; the first mean is taken as it is.

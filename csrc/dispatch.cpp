@@ -1,4 +1,4 @@
-// The one place where a call is sent to its device, and where bad calls stop.
+// The one place where a call is sent to its device.
 #include "cpu/backend.h"
 #include "cpu/rows.h"
 #include "cuda/backend.h"
@@ -11,18 +11,23 @@ bool on_cpu(const Context& context) { return context.type == DeviceType::kCpu; }
 }  // namespace
 
 void clear(const Table& table, const Context& context) {
-  if (!on_cpu(context)) cuda::refuse("clear");
-  cpu::clear(table);
+  on_cpu(context) ? cpu::clear(table) : cuda::clear(table, context);
 }
 
 void append(const Table& table, const Items& items, int64_t* serials, const Context& context) {
-  if (!on_cpu(context)) cuda::refuse("append");
-  cpu::append(table, items, serials, context.threads);
+  if (on_cpu(context)) {
+    cpu::append(table, items, serials, context.threads);
+  } else {
+    cuda::append(table, items, serials, context);
+  }
 }
 
 void query(const Table& table, const Items& items, const Answers& answers, const Context& context) {
-  if (!on_cpu(context)) cuda::refuse("query");
-  cpu::query(table, items, answers, context.threads);
+  if (on_cpu(context)) {
+    cpu::query(table, items, answers, context.threads);
+  } else {
+    cuda::query(table, items, answers, context);
+  }
 }
 
 void lookup(const Table& table, const float* keys, int64_t count, int64_t* serials, const Context& context) {
@@ -34,15 +39,31 @@ void lookup(const Table& table, const float* keys, int64_t count, int64_t* seria
 }
 
 void similarity(const Table& table, const float* keys, int64_t count, float* averages, const Context& context) {
-  if (!on_cpu(context)) cuda::refuse("similarity");
-  cpu::similarity(table, keys, count, averages);
+  if (on_cpu(context)) {
+    cpu::similarity(table, keys, count, averages);
+  } else {
+    cuda::similarity(table, keys, count, averages, context);
+  }
 }
 
-bool restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count) {
-  return cpu::restore(table, serials, member, count);
+void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow,
+             const Context& context) {
+  if (on_cpu(context)) {
+    cpu::restore(table, serials, member, count, overflow);
+  } else {
+    cuda::restore(table, serials, member, count, overflow, context);
+  }
 }
 
-bool supports(DeviceType type) { return type == DeviceType::kCpu; }
+int64_t append_scratch(const Config& config, DeviceType type) {
+  return type == DeviceType::kCpu ? 0 : cuda::append_scratch(config);
+}
+
+int64_t query_scratch(const Config& config, int64_t count, DeviceType type) {
+  return type == DeviceType::kCpu ? 0 : cuda::query_scratch(config, count);
+}
+
+bool supports(DeviceType type) { return type == DeviceType::kCpu || !cuda::compiler().empty(); }
 
 BuildInfo build_info() {
   BuildInfo info;

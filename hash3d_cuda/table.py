@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class HashTable:
         self.device = self.options.device
         if not self.supports(self.device.type):
             raise NotImplementedError(
-                f'device: expected "cpu", got "{self.device}"; this build has no append and query kernels for it'
+                f'device: expected "cpu", got "{self.device}"; this build has no CUDA kernels (nvcc was not found)'
             )
         self.capacity = self.options.resolve_capacity()
         self._lock = threading.Lock()
@@ -123,7 +123,9 @@ class HashTable:
         per_bucket = self._chains, self._similarity
         per_slot = self._keys, self._cells, self._norms, self._joined, self._latents, self._features
         addresses = [memory.data_ptr() for memory in (*per_bucket, *per_slot, self._counters)]
-        self._engine = _C.Engine(self._config(), self._device_index(), *addresses)
+        index = self._device_index()
+        self._on_gpu = index >= 0
+        self._engine = _C.Engine(self._config(), index, *addresses)
 
     def _config(self) -> _C.Config:
         options = self.options
@@ -149,6 +151,12 @@ class HashTable:
     def _stream(self) -> int:
         """The current stream's address; 0 on the CPU."""
         return 0 if self.device.type == "cpu" else torch.cuda.current_stream(self.device).cuda_stream
+
+    def _scratch(self, size: Callable[..., int], *arguments: int) -> Tensor | None:
+        """Memory for one call's kernels, from torch's pool for the current stream; None for an engine without any."""
+        if not self._on_gpu:
+            return None
+        return torch.empty(size(*arguments), dtype=torch.uint8, device=self.device)
 
     @property
     def nbytes(self) -> int:
@@ -176,6 +184,7 @@ class HashTable:
         rows = len(keys)
         features = self.options.check_features(features, rows).to(self.options.feature_dtype).contiguous()
         serials = torch.empty(rows, dtype=torch.int64, device=self.device)
+        scratch = self._scratch(self._engine.append_scratch)
         with self._lock:
             self._engine.append(
                 rows,
@@ -185,6 +194,7 @@ class HashTable:
                 serials.data_ptr(),
                 self._stream(),
                 torch.get_num_threads(),
+                0 if scratch is None else scratch.data_ptr(),
             )
         return serials
 
@@ -213,6 +223,7 @@ class HashTable:
         grid = torch.empty(rows, dtype=torch.int32, device=self.device)
         serials = torch.empty(rows, queue, dtype=torch.int64, device=self.device)
         weights = torch.empty(rows, queue, device=self.device)
+        scratch = self._scratch(self._engine.query_scratch, rows)
         with self._lock:
             self._engine.query(
                 rows,
@@ -226,6 +237,7 @@ class HashTable:
                 weights.data_ptr(),
                 self._stream(),
                 torch.get_num_threads(),
+                0 if scratch is None else scratch.data_ptr(),
             )
         if out is None:
             _blank(target, hit)
@@ -324,7 +336,12 @@ class HashTable:
             for memory, name in ((self._keys, "keys"), (self._latents, "latents"), (self._features, "features")):
                 memory[slots] = state[name].to(self.device)
             self._counters[:4] = state["counters"].to(self.device)
-            if not self._engine.restore(len(serials), serials.data_ptr(), member.data_ptr()):
+            serials, member = serials.to(self.device), member.to(self.device)
+            overflow = torch.zeros(1, dtype=torch.int32, device=self.device)
+            addresses = serials.data_ptr(), member.data_ptr(), overflow.data_ptr()
+            self._engine.restore(len(serials), *addresses, self._stream())
+            if overflow.item():
+                self._engine.clear(self._stream())
                 raise ValueError(f"a chain holds more than {self.options.queue_length} entries")
             self._similarity.copy_(state["similarity"])
 

@@ -50,11 +50,12 @@ Config make_config(const std::vector<std::array<float, hash3d::kKeyDims>>& sizes
   return config;
 }
 
-Context make_context(int device, Address stream, int threads) {
+Context make_context(int device, Address stream, Address scratch, int threads) {
   Context context;
   context.type = device < 0 ? hash3d::DeviceType::kCpu : hash3d::DeviceType::kCuda;
   context.device = std::max(device, 0);
   context.stream = pointer<void>(stream);
+  context.scratch = pointer<void>(scratch);
   context.threads = threads;
   return context;
 }
@@ -78,35 +79,42 @@ struct Engine {
               pointer<int64_t>(counters)},
         device(device) {}
 
-  Context context(Address stream, int threads) const { return make_context(device, stream, threads); }
+  hash3d::DeviceType type() const { return device < 0 ? hash3d::DeviceType::kCpu : hash3d::DeviceType::kCuda; }
+  Context context(Address stream, Address scratch = 0, int threads = 1) const {
+    return make_context(device, stream, scratch, threads);
+  }
 
-  void clear(Address stream) const { hash3d::clear(table, context(stream, 1)); }
+  int64_t append_scratch() const { return hash3d::append_scratch(table.config, type()); }
+  int64_t query_scratch(int64_t count) const { return hash3d::query_scratch(table.config, count, type()); }
+
+  void clear(Address stream) const { hash3d::clear(table, context(stream)); }
 
   void append(int64_t count, Address keys, Address latents, Address features, Address serials, Address stream,
-              int threads) const {
+              int threads, Address scratch) const {
     const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), pointer<void>(features)};
-    hash3d::append(table, items, pointer<int64_t>(serials), context(stream, threads));
+    hash3d::append(table, items, pointer<int64_t>(serials), context(stream, scratch, threads));
   }
 
   void query(int64_t count, Address keys, Address latents, Address features, int64_t feature_stride, Address hit,
-             Address grid, Address serials, Address weights, Address stream, int threads) const {
+             Address grid, Address serials, Address weights, Address stream, int threads, Address scratch) const {
     const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), nullptr};
     const hash3d::Answers answers{pointer<void>(features),   feature_stride,
                                   pointer<uint8_t>(hit),     pointer<int32_t>(grid),
                                   pointer<int64_t>(serials), pointer<float>(weights)};
-    hash3d::query(table, items, answers, context(stream, threads));
+    hash3d::query(table, items, answers, context(stream, scratch, threads));
   }
 
   void lookup(int64_t count, Address keys, Address serials, Address stream, int threads) const {
-    hash3d::lookup(table, pointer<float>(keys), count, pointer<int64_t>(serials), context(stream, threads));
+    hash3d::lookup(table, pointer<float>(keys), count, pointer<int64_t>(serials), context(stream, 0, threads));
   }
 
   void similarity(int64_t count, Address keys, Address averages, Address stream) const {
-    hash3d::similarity(table, pointer<float>(keys), count, pointer<float>(averages), context(stream, 1));
+    hash3d::similarity(table, pointer<float>(keys), count, pointer<float>(averages), context(stream));
   }
 
-  bool restore(int64_t count, Address serials, Address member) const {
-    return hash3d::restore(table, pointer<int64_t>(serials), pointer<uint8_t>(member), count);
+  void restore(int64_t count, Address serials, Address member, Address overflow, Address stream) const {
+    hash3d::restore(table, pointer<int64_t>(serials), pointer<uint8_t>(member), count, pointer<int32_t>(overflow),
+                    context(stream));
   }
 };
 
@@ -143,6 +151,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("cells"), py::arg("norms"), py::arg("joined"), py::arg("latents"), py::arg("features"),
            py::arg("counters"))
       .def("clear", &Engine::clear, no_gil)
+      .def("append_scratch", &Engine::append_scratch)
+      .def("query_scratch", &Engine::query_scratch)
       .def("append", &Engine::append, no_gil)
       .def("query", &Engine::query, no_gil)
       .def("lookup", &Engine::lookup, no_gil)

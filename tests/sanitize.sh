@@ -7,56 +7,17 @@
 #   FUZZ=20000 SEED=7 bash tests/sanitize.sh    # operations and seed of the fuzz run; 4000 and 0 unless told
 set -euo pipefail
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-python=${PYTHON:-python}
-export OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
-export PYTHONPATH="$work/tree:$work/tree/tests" # before an installed hash3d_cuda
+source "$(dirname "$0")/build_tools.sh"
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 # Python never frees all; tests ask for too much on purpose
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-
-say() { printf -- '-- %s\n' "$*"; }
-
-# configure FOLDER SANITIZERS: prepares a build of the copied tree without CUDA.
-configure() {
-  cmake -G Ninja -S "$work/tree" -B "$1" -DCMAKE_BUILD_TYPE=Release -DHASH3D_CUDA=OFF -DHASH3D_TESTS=ON \
-    -DHASH3D_SANITIZE="$2" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$work/tree/hash3d_cuda" \
-    -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >"$1.log" 2>&1 ||
-    { cat "$1.log" >&2; return 1; }
-}
-
-# build FOLDER TARGET...
-build() {
-  local folder=$1
-  shift
-  cmake --build "$folder" --target "$@" >>"$folder.log" 2>&1 || { cat "$folder.log" >&2; return 1; }
-}
-
-# must_report WHAT COMMAND...: the command has to fail with WHAT in its output.
-must_report() {
-  local what=$1
-  shift
-  if "$@" >"$work/report" 2>&1 || ! grep -q "$what" "$work/report"; then
-    echo "a planted error went unnoticed: no \"$what\" from: $*" >&2
-    cat "$work/report" >&2
-    return 1
-  fi
-  say "noticed: $what"
-}
 
 # Python with the sanitizer's library loaded first, as an instrumented module inside a plain interpreter needs.
 python_with_asan() {
   LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" "$python" "$@"
 }
 
-mkdir "$work/tree"
-cp -R "$root"/{CMakeLists.txt,pyproject.toml,csrc,python,hash3d_cuda,tests} "$work/tree/"
-rm -f "$work"/tree/hash3d_cuda/_C.*.so
-cd "$work/tree"
-
 say "building with AddressSanitizer and UndefinedBehaviorSanitizer"
-configure "$work/asan" address,undefined
+configure "$work/asan" -DHASH3D_CUDA=OFF -DHASH3D_SANITIZE=address,undefined
 build "$work/asan" _C engine_threads
 must_report heap-buffer-overflow "$work/asan/engine_threads" overrun
 "$work/asan/engine_threads"
@@ -84,7 +45,7 @@ done
 
 say "building with ThreadSanitizer"
 rm "$work"/tree/hash3d_cuda/_C.*.so
-configure "$work/tsan" thread
+configure "$work/tsan" -DHASH3D_CUDA=OFF -DHASH3D_SANITIZE=thread
 build "$work/tsan" engine_threads
 must_report "data race" "$work/tsan/engine_threads" race
 "$work/tsan/engine_threads"

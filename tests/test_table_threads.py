@@ -15,6 +15,7 @@ from table_cases import UNIT, append, query, small
 from table_random import DTYPES
 
 import hash3d_cuda as h3d
+from hash3d_cuda import _C
 
 SIZE = 200_019  # several spans of the engine's workers, and a tail
 A = (0.5, 0.5, 0.5, 0.5)
@@ -84,6 +85,7 @@ def test_one_table_for_several_threads(make_table):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(_C.build_info()["cuda_architectures"] == "emulated", reason="no GPU survives a fork either")
 def test_a_forked_child_has_workers_of_its_own():
     """Long tensors are made and compared by NumPy: torch's own threads, OpenMP's, do not survive a fork."""
     table = h3d.HashTable((SIZE,), (1,), capacity=2, num_buckets=7, grids=[UNIT])

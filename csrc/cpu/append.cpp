@@ -60,12 +60,6 @@ std::vector<int64_t> distinct(const Newcomer& item) {
   return all;
 }
 
-// Cosine similarity in float32; 0 where it is not defined (a zero feature, a sum beyond float32).
-float cosine(double dot, float norm, float other_norm) {
-  const float value = static_cast<float>(dot) / (norm * other_norm);
-  return is_finite(value) ? value : 0.0f;
-}
-
 // Rule 7, for every grid; `others` ascending, `cosines` in their order.
 void update_similarity(const Table& table, const Newcomer& item, const std::vector<int64_t>& others,
                        const std::vector<float>& cosines) {
@@ -159,8 +153,9 @@ void append(const Table& table, const Items& items, int64_t* serials, int thread
   }
 }
 
-bool restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count) {
+void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow) {
   const Config& config = table.config;
+  *overflow = 0;
   for (int64_t row = 0; row < count; ++row) {
     const int64_t slot = slot_of(config, serials[row]);
     const Key key = reduced(load_key(table.keys, slot), config.azimuth_period);
@@ -172,13 +167,12 @@ bool restore(const Table& table, const int64_t* serials, const uint8_t* member, 
       std::memcpy(table.cells + (slot * config.grids + grid) * kKeyDims, place.cell.part, sizeof place.cell.part);
       if (!member[row * config.grids + grid]) continue;
       if (*chain_at(table, grid, place.bucket) >= config.queue_length) {
-        clear(table);
-        return false;
+        *overflow = 1;
+        return;
       }
       join(table, grid, place, serials[row]);
     }
   }
-  return true;
 }
 
 }  // namespace hash3d::cpu

@@ -13,7 +13,7 @@ void append(const Table& table, const Items& items, int64_t* serials, int thread
 void query(const Table& table, const Items& items, const Answers& answers, int threads);
 void lookup(const Table& table, const float* keys, int64_t count, int64_t* serials, int threads);
 void similarity(const Table& table, const float* keys, int64_t count, float* averages);
-bool restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count);
+void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow);
 std::vector<std::string> simd_paths();
 
 }  // namespace hash3d::cpu

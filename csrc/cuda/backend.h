@@ -1,4 +1,5 @@
-// The CUDA backend's entry points. A build without nvcc links no_cuda.cpp, whose functions refuse.
+// The CUDA backend's entry points; hash3d.h says what they do. A build without nvcc links no_cuda.cpp, whose functions
+// refuse.
 #pragma once
 
 #include <string>
@@ -7,13 +8,20 @@
 
 namespace hash3d::cuda {
 
+void clear(const Table& table, const Context& context);
+void append(const Table& table, const Items& items, int64_t* serials, const Context& context);
+void query(const Table& table, const Items& items, const Answers& answers, const Context& context);
 void lookup(const Table& table, const float* keys, int64_t count, int64_t* serials, const Context& context);
+void similarity(const Table& table, const float* keys, int64_t count, float* averages, const Context& context);
+void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow,
+             const Context& context);
 
-// Operations that this build has no kernel for.
-[[noreturn]] void refuse(const char* operation);
+// Bytes of scratch memory that append needs, and a query of `count` items.
+int64_t append_scratch(const Config& config);
+int64_t query_scratch(const Config& config, int64_t count);
 
 int device_count();
-std::string compiler();
+std::string compiler();  // empty in a build without CUDA
 std::string architectures();
 
 }  // namespace hash3d::cuda

@@ -1,4 +1,4 @@
-// What every launcher needs: the right device for the time of a call, checked calls, named launch arithmetic.
+// What every launcher needs: the right device for the time of a call, checked launches, the scratch memory of a call.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,8 +7,16 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
+
+#include "hash3d/hash3d.h"
 
 namespace hash3d::cuda {
+
+constexpr int kThreads = 256;    // of a block, in every kernel that does not say otherwise
+constexpr int kBlocksPerSm = 1;  // at least: ptxas, left to itself, sometimes takes too few registers and spills
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
@@ -28,10 +36,42 @@ class DeviceGuard {
   int before_ = 0;
 };
 
-// Blocks for a grid-stride loop over `items`, at most as many as keep every multiprocessor busy.
-inline unsigned blocks_for(int64_t items, int threads) {
-  constexpr int64_t kMostBlocks = 65536;
-  return static_cast<unsigned>(std::min((items + threads - 1) / threads, kMostBlocks));
+// Queues a kernel on the call's stream. What it reports is a launch that could not be made; the kernel runs later.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* what, const Context& context, dim3 blocks, unsigned threads, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.stream = static_cast<cudaStream_t>(context.stream);
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), what);
 }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks for a loop over `items` in which a thread takes one of them at a time; at most as many as fill any GPU.
+inline unsigned blocks_for(int64_t items) {
+  constexpr int64_t kMostBlocks = 65536;
+  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(items, kThreads), 1, kMostBlocks));
+}
+
+// Hands out parts of the call's scratch memory, or, from a null pointer, finds out how much is needed.
+class Scratch {
+ public:
+  explicit Scratch(void* begin) : begin_(static_cast<char*>(begin)) {}
+
+  template <typename T>
+  T* take(int64_t count) {
+    T* part = reinterpret_cast<T*>(begin_ + used_);
+    used_ += ceil_div(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    return part;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  static constexpr int64_t kAlignment = 16;
+  char* begin_;
+  int64_t used_ = 0;
+};
 
 }  // namespace hash3d::cuda

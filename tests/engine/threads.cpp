@@ -7,16 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <limits>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "hash3d/hash3d.h"
+#include "owner.h"
 
 namespace {
 
@@ -26,72 +23,11 @@ constexpr int64_t kFeature = 200'000 + 19;  // several spans of work for the poo
 constexpr int64_t kLatent = 99;
 constexpr int64_t kLookups = 20'000;
 
-// A table and its memory.
-struct Owner {
-  std::vector<int64_t> chains, counters;
-  std::vector<float> similarity, keys, cells, norms, latents, features;
-  std::vector<int32_t> joined;
-  Table table;
-
-  explicit Owner(int64_t capacity) : table{} {
-    Config& config = table.config;
-    config.grids = 3;
-    config.queue_length = 3;
-    config.num_buckets = 31;
-    config.capacity = capacity;
-    config.feature_size = kFeature;
-    config.latent_size = kLatent;
-    config.feature_dtype = DType::kFloat32;
-    config.match = Match::kCell;
-    config.weighting = Weighting::kSoftmax;
-    config.decay = 0.9f;
-    config.initial_similarity = 1.0f;
-    config.min_similarity = -std::numeric_limits<float>::infinity();
-    config.azimuth_period = 360.0f;
-    for (int grid = 0; grid < config.grids; ++grid) {
-      for (int d = 0; d < kKeyDims; ++d) config.sizes[grid][d] = 10.0f * static_cast<float>(grid + 1);
-    }
-    chains.resize(config.grids * config.num_buckets * (1 + config.queue_length));
-    similarity.resize(config.grids * config.num_buckets);
-    keys.resize(capacity * kKeyDims);
-    cells.resize(capacity * config.grids * kKeyDims);
-    norms.resize(capacity);
-    joined.resize(capacity);
-    latents.resize(capacity * kLatent);
-    features.resize(capacity * kFeature);
-    counters.resize(kCounters);
-    table.chains = chains.data();
-    table.similarity = similarity.data();
-    table.keys = keys.data();
-    table.cells = cells.data();
-    table.norms = norms.data();
-    table.joined = joined.data();
-    table.latents = latents.data();
-    table.features = features.data();
-    table.counters = counters.data();
-    clear(table, Context{});
-  }
-};
-
-std::vector<float> numbers(int64_t count, uint32_t seed) {
-  std::vector<float> values(count);
-  for (float& value : values) {
-    seed = seed * 1664525u + 1013904223u;
-    value = static_cast<float>(seed >> 8) / 8388608.0f - 1.0f;
-  }
-  return values;
-}
-
-// Poses in few cells, so that they meet.
-std::vector<float> poses(int64_t count, uint32_t seed) {
-  std::vector<float> keys = numbers(count * kKeyDims, seed);
-  for (float& part : keys) part *= 30.0f;
-  return keys;
-}
+Config config_of(int64_t capacity) { return plain_config(capacity, kFeature, kLatent); }
 
 // Everything a table answered, one after the other.
 std::vector<double> answers(int threads, uint32_t seed, int rounds) {
-  Owner owner(7);
+  Owner owner(config_of(7), Context{});
   Context context;
   context.threads = threads;
   std::vector<double> all;
@@ -156,7 +92,7 @@ int check() {
 }
 
 int race() {
-  Owner owner(4);
+  Owner owner(config_of(4), Context{});
   const auto keys = poses(1, 5);
   const auto latents = numbers(kLatent, 6), features = numbers(kFeature, 7);
   const auto work = [&] {
@@ -170,7 +106,7 @@ int race() {
 }
 
 int overrun() {
-  Owner owner(2);
+  Owner owner(config_of(2), Context{});
   const auto keys = poses(1, 5);
   const auto latents = numbers(kLatent, 6), features = numbers(kFeature, 7);
   int64_t serial, used[3];

@@ -57,11 +57,13 @@ struct Table {
   int64_t* counters;  // [kCounters]
 };
 
-// Where and how a call runs. `threads` is for the CPU, `device` and `stream` (cudaStream_t) for CUDA.
+// Where and how a call runs. `threads` is for the CPU; `device`, `stream` (cudaStream_t) and `scratch` (memory of that
+// device, aligned to 16 bytes, the call's own until the stream is past it) for CUDA.
 struct Context {
   DeviceType type = DeviceType::kCpu;
   int device = 0;
   void* stream = nullptr;
+  void* scratch = nullptr;
   int threads = 1;
 };
 
@@ -93,10 +95,15 @@ void query(const Table& table, const Items& items, const Answers& answers, const
 void lookup(const Table& table, const float* keys, int64_t count, int64_t* serials, const Context& context);
 // Running averages of each key's buckets: keys float32 [N,4] -> float32 [N,M]; NaN for a key that is not finite.
 void similarity(const Table& table, const float* keys, int64_t count, float* averages, const Context& context);
-// Puts entries, ascending in serial, back into their chains: keys, latents, features are already in their slots.
-// `member` uint8 [K,M] says which chains. Returns false, with the table cleared, if a chain would outgrow Q.
-// CPU only.
-bool restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count);
+// Puts entries, ascending in serial, back into their chains: keys, latents, features are already in their slots, the
+// counters are those of the saved table but for kLive, which is 0. `member` uint8 [K,M] says which chains. `overflow`
+// becomes 1 where a chain would outgrow Q, and the table has to be cleared then; else 0.
+void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow,
+             const Context& context);
+
+// Bytes that `Context::scratch` must have for an append, and for a query of `count` items; 0 on the CPU.
+int64_t append_scratch(const Config& config, DeviceType type);
+int64_t query_scratch(const Config& config, int64_t count, DeviceType type);
 
 // What this build is.
 struct BuildInfo {

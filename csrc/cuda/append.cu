@@ -1,0 +1,279 @@
+// append: items go in one after the other, so each has two kernels of its own. `store` takes the new feature to its
+// slot and on that one pass measures it: is it finite, its norm, its dot products with every candidate. `settle`, one
+// block, decides whether the item joins, updates averages, chains and counters (rules 3-5, 7, 10), and finds the next
+// item's candidates. An item that is not finite has been written to its slot too; nothing refers to it there.
+//
+// Bytes that must move for an item: its feature and latent read and written, the feature of every candidate read.
+#include "backend.h"
+#include "device.cuh"
+#include "join.cuh"
+#include "numbers.cuh"
+#include "reduce.cuh"
+
+namespace hash3d::cuda {
+namespace {
+
+constexpr int64_t kSpan = 4096;             // numbers of a feature that one block of `store` takes
+constexpr int64_t kMostBlocks = 1024;       // then the blocks take more
+constexpr int64_t kMostPartials = 1 << 20;  // numbers of scratch memory for the blocks' sums
+constexpr int kTogether = 4;                // candidates whose dot products are summed in one pass over the new feature
+
+// One item's way through the kernels, all in scratch memory. C <= M Q candidates, each once.
+struct Plan {
+  int64_t blocks;     // of `store`
+  int64_t* found;     // [M, Q] candidates of every grid, newest first
+  int32_t* places;    // [M, Q] where in `others` they stand
+  int32_t* counts;    // [M] how many
+  int64_t* others;    // [C] the candidates of all grids, each once
+  int32_t* distinct;  // C
+  float* partials;    // [1 + C, blocks] squared norm and dot products of the blocks' parts
+  int32_t* finite;    // [blocks] whether the block's part is
+  float* cosines;     // [C]
+};
+
+Plan take(Scratch& scratch, const Config& config) {
+  const int64_t most = static_cast<int64_t>(config.grids) * config.queue_length;
+  Plan plan{};
+  plan.blocks = std::clamp<int64_t>(ceil_div(config.feature_size, kSpan), 1,
+                                    std::clamp<int64_t>(kMostPartials / (1 + most), 1, kMostBlocks));
+  plan.found = scratch.take<int64_t>(most);
+  plan.places = scratch.take<int32_t>(most);
+  plan.counts = scratch.take<int32_t>(config.grids);
+  plan.others = scratch.take<int64_t>(most);
+  plan.distinct = scratch.take<int32_t>(1);
+  plan.partials = scratch.take<float>((1 + most) * plan.blocks);
+  plan.finite = scratch.take<int32_t>(plan.blocks);
+  plan.cosines = scratch.take<float>(most);
+  return plan;
+}
+
+// Where a serial stands in a list that descends, or -1.
+__device__ int find_in(const int64_t* list, int count, int64_t serial) {
+  int low = 0, high = count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (list[middle] > serial) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < count && list[low] == serial ? low : -1;
+}
+
+// The place in `others` of a candidate that an earlier grid has too, or -1.
+__device__ int place_among_earlier(const Plan& plan, int grid, int queue, int64_t serial) {
+  for (int earlier = 0; earlier < grid; ++earlier) {
+    const int64_t row = static_cast<int64_t>(earlier) * queue;
+    const int at = find_in(plan.found + row, plan.counts[earlier], serial);
+    if (at >= 0) return plan.places[row + at];
+  }
+  return -1;
+}
+
+// Finds the candidates of an item about to take serial `next_serial` - 1. One warp does it, a lane per age.
+__device__ void find_candidates(const Table& table, const Key& given, int64_t next_serial, const Plan& plan) {
+  const Config& config = table.config;
+  const int lane = threadIdx.x % kWarp, queue = config.queue_length;
+  const unsigned before = (1u << lane) - 1u;
+  const Key key = reduced(given, config.azimuth_period);
+  const bool usable = is_finite(given);
+  int distinct = 0;
+  for (int grid = 0; grid < config.grids; ++grid) {
+    const Place place = place_of(config, key, grid);
+    const int64_t row = static_cast<int64_t>(grid) * queue;
+    int count = 0;
+    for (int first = 0; usable && first < queue; first += kWarp) {
+      const int age = first + lane;
+      const int64_t serial = age < queue ? candidate_at(table, grid, place, age, next_serial) : -1;
+      const unsigned holders = __ballot_sync(kAllLanes, serial >= 0);
+      int at = serial >= 0 ? place_among_earlier(plan, grid, queue, serial) : 0;
+      const unsigned newcomers = __ballot_sync(kAllLanes, serial >= 0 && at < 0);
+      if (serial >= 0) {
+        if (at < 0) {
+          at = distinct + __popc(newcomers & before);
+          plan.others[at] = serial;
+        }
+        const int mine = count + __popc(holders & before);
+        plan.found[row + mine] = serial;
+        plan.places[row + mine] = at;
+      }
+      count += __popc(holders);
+      distinct += __popc(newcomers);
+    }
+    if (lane == 0) plan.counts[grid] = count;
+    __syncwarp();  // the next grid looks into this one's list
+  }
+  if (lane == 0) *plan.distinct = distinct;
+}
+
+__global__ void __launch_bounds__(kWarp) begin(const Table table, const float* keys, const Plan plan) {
+  find_candidates(table, load_key(keys, 0), table.counters[kNextSerial] + 1, plan);
+}
+
+// Stores numbers begin .. end (in pieces) of the feature where `first` is 0, and sums its squares; sums its products
+// with candidates first .. first + kTogether. All threads get the sums: squares, then products.
+template <typename Piece>
+__device__ void measure(const typename Piece::Raw* feature, typename Piece::Raw* slot,
+                        const typename Piece::Raw* const (&others)[kTogether], int64_t begin, int64_t end, bool storing,
+                        float (&sums)[1 + kTogether], bool& finite) {
+  using Raw = typename Piece::Raw;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+    const Raw raw = feature[i];
+    float own[Piece::kNumbers];
+    Piece::unpack(raw, own);
+    if (storing) {
+      slot[i] = raw;
+#pragma unroll
+      for (int k = 0; k < Piece::kNumbers; ++k) {
+        sums[0] += own[k] * own[k];
+        finite = finite && is_finite(own[k]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      if (others[j] == nullptr) continue;
+      float other[Piece::kNumbers];
+      Piece::unpack(others[j][i], other);
+#pragma unroll
+      for (int k = 0; k < Piece::kNumbers; ++k) sums[1 + j] += own[k] * other[k];
+    }
+  }
+  block_reduce(sums, Add{});
+}
+
+template <typename Piece>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    store(const Table table, const typename Piece::Raw* feature, const float* latent, const Plan plan) {
+  using Raw = typename Piece::Raw;
+  const Config& config = table.config;
+  const int64_t block = blockIdx.x, blocks = plan.blocks;
+  const int64_t slot = slot_of(config, table.counters[kNextSerial]);
+  const int64_t pieces = config.feature_size / Piece::kNumbers;
+  const int64_t share = (pieces + blocks - 1) / blocks;
+  const int64_t begin = share * block, end = begin + share < pieces ? begin + share : pieces;
+  Raw* features = static_cast<Raw*>(table.features);
+  const int distinct = *plan.distinct;
+  bool finite = true;
+  for (int first = 0; first == 0 || first < distinct; first += kTogether) {
+    const Raw* others[kTogether];
+    float sums[1 + kTogether] = {};
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const bool there = first + j < distinct;
+      others[j] = there ? features + slot_of(config, plan.others[first + j]) * pieces : nullptr;
+    }
+    measure<Piece>(feature, features + slot * pieces, others, begin, end, first == 0, sums, finite);
+    if (threadIdx.x == 0) {
+      if (first == 0) plan.partials[block] = sums[0];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        if (first + j < distinct) plan.partials[(1 + first + j) * blocks + block] = sums[1 + j];
+      }
+    }
+  }
+  const int64_t step = blocks * kThreads;
+  for (int64_t i = block * kThreads + threadIdx.x; i < config.latent_size; i += step) {
+    finite = finite && is_finite(latent[i]);
+    table.latents[slot * config.latent_size + i] = latent[i];
+  }
+  finite = __syncthreads_and(finite);
+  if (threadIdx.x == 0) plan.finite[block] = finite;
+}
+
+// The sum of the blocks' parts, for the first lane of the warp.
+__device__ double total(const float* partials, int64_t blocks) {
+  double sum = 0.0;
+  for (int64_t i = threadIdx.x % kWarp; i < blocks; i += kWarp) sum += partials[i];
+  return warp_reduce(sum, Add{});
+}
+
+// Rule 5: the entry in the slot is forgotten; its serials are dead from now on.
+__device__ void vacate(const Table& table, int64_t slot) {
+  if (table.joined[slot] > 0) add_to(table.counters + kLive, -1);
+  table.joined[slot] = 0;
+}
+
+// Rule 7 for one grid.
+__device__ void update_similarity(const Table& table, const Plan& plan, int grid, int64_t bucket) {
+  const int64_t row = static_cast<int64_t>(grid) * table.config.queue_length;
+  const int count = plan.counts[grid];
+  if (count == 0) return;
+  double sum = 0.0;
+  for (int i = 0; i < count; ++i) sum += plan.cosines[plan.places[row + i]];
+  float& average = table.similarity[grid * table.config.num_buckets + bucket];
+  average = running_average(average, static_cast<float>(sum / count), table.config.decay);
+}
+
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    settle(const Table table, const float* keys, int64_t item, bool more, const Plan plan, int64_t* serials) {
+  __shared__ float norm;
+  const Config& config = table.config;
+  const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp;
+  const int64_t serial = table.counters[kNextSerial], slot = slot_of(config, serial);
+  const Key given = load_key(keys, item);
+  bool finite = is_finite(given);
+  for (int64_t i = thread; i < plan.blocks; i += kThreads) finite = finite && plan.finite[i] != 0;
+  finite = __syncthreads_and(finite);
+  if (warp == 0) {
+    const double squares = total(plan.partials, plan.blocks);
+    if (lane == 0) norm = sqrtf(static_cast<float>(squares));
+  }
+  __syncthreads();
+  const int distinct = *plan.distinct;
+  for (int other = warp; other < distinct; other += kWarps) {
+    const double product = total(plan.partials + (1 + other) * plan.blocks, plan.blocks);
+    if (lane == 0) plan.cosines[other] = cosine(product, norm, table.norms[slot_of(config, plan.others[other])]);
+  }
+  if (thread == 0) vacate(table, slot);
+  __syncthreads();
+  if (finite && thread < config.grids) {
+    const Place place = place_of(config, reduced(given, config.azimuth_period), thread);
+    update_similarity(table, plan, thread, place.bucket);
+    store_cell(table, thread, place.cell, slot);
+    join(table, thread, place, serial, serial + 1);
+  }
+  __syncthreads();
+  if (thread == 0) {
+    if (finite) {
+      table.norms[slot] = norm;
+      for (int d = 0; d < kKeyDims; ++d) table.keys[slot * kKeyDims + d] = given.part[d];
+    } else {
+      ++table.counters[kRejected];
+    }
+    table.counters[kNextSerial] = serial + 1;
+    serials[item] = finite ? serial : -1;
+  }
+  if (more && warp == 0) find_candidates(table, load_key(keys, item + 1), serial + 2, plan);
+}
+
+}  // namespace
+
+int64_t append_scratch(const Config& config) {
+  Scratch scratch(nullptr);
+  take(scratch, config);
+  return scratch.used();
+}
+
+void append(const Table& table, const Items& items, int64_t* serials, const Context& context) {
+  if (items.count == 0) return;
+  const DeviceGuard guard(context.device);
+  const Config& config = table.config;
+  Scratch scratch(context.scratch);
+  const Plan plan = take(scratch, config);
+  launch("append: begin", context, dim3(1), kWarp, begin, table, items.keys, plan);
+  const bool wide =
+      is_wide(config.feature_dtype, config.feature_size, config.feature_size, table.features, items.features);
+  with_piece(config.feature_dtype, wide, [&](auto piece) {
+    using Kind = decltype(piece);
+    const auto* features = static_cast<const typename Kind::Raw*>(items.features);
+    for (int64_t item = 0; item < items.count; ++item) {
+      launch("append: store", context, dim3(static_cast<unsigned>(plan.blocks)), kThreads, store<Kind>, table,
+             features + item * (config.feature_size / Kind::kNumbers), items.latents + item * config.latent_size, plan);
+      launch("append: settle", context, dim3(1), kThreads, settle, table, items.keys, item, item + 1 < items.count,
+             plan, serials);
+    }
+  });
+}
+
+}  // namespace hash3d::cuda

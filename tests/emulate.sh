@@ -1,0 +1,51 @@
+#!/bin/bash
+# The CUDA kernels, unchanged, on the CPU (tests/emulation): the whole of the table's tests through them, then random
+# calls beside the CPU backend under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, which sees a
+# missing barrier. Planted faults show that they would be noticed. Needs gcc on x86-64 and the build tools of
+# pyproject.toml in the current environment, beside torch and the test tools; no nvcc, no GPU.
+#
+#   ROUNDS=200 SEED=7 bash tests/emulate.sh    # random tables per sanitizer and their seed; 30 and 0 unless told
+set -euo pipefail
+
+source "$(dirname "$0")/build_tools.sh"
+rounds=${ROUNDS:-30} seed=${SEED:-0}
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
+
+# plant FILE FROM TO: changes a kernel in the copy, until `mend FILE`.
+plant() {
+  cp "csrc/cuda/$1" "$work/sound"
+  "$python" - "csrc/cuda/$1" "$2" "$3" <<'PY'
+import sys
+path, before, after = sys.argv[1:]
+text = open(path).read()
+assert before in text, f"{path} has no {before!r} any more: plant the fault elsewhere"
+open(path, "w").write(text.replace(before, after, 1))
+PY
+}
+mend() { cp "$work/sound" "csrc/cuda/$1"; }
+
+say "the table's tests through the kernels"
+configure "$work/plain" -DHASH3D_EMULATE=ON
+build "$work/plain" _C engine_backends
+"$python" -m pytest -q -p no:cacheprovider tests/test_table_*.py tests/test_storage.py
+"$work/plain/engine_backends" $((10 * rounds)) "$seed"
+
+say "with AddressSanitizer and UndefinedBehaviorSanitizer"
+configure "$work/asan" -DHASH3D_EMULATE=ON -DHASH3D_SANITIZE=address,undefined
+plant append.cu "i < end; i += kThreads" "i <= end; i += kThreads"
+build "$work/asan" engine_backends
+must_report heap-buffer-overflow "$work/asan/engine_backends" "$rounds" "$seed"
+mend append.cu
+build "$work/asan" engine_backends
+"$work/asan/engine_backends" "$rounds" "$seed"
+
+say "with ThreadSanitizer"
+configure "$work/tsan" -DHASH3D_EMULATE=ON -DHASH3D_SANITIZE=thread
+plant reduce.cuh "  __syncthreads();
+#pragma unroll" "#pragma unroll"
+build "$work/tsan" engine_backends
+must_report "data race" "$work/tsan/engine_backends" "$rounds" "$seed"
+mend reduce.cuh
+build "$work/tsan" engine_backends
+"$work/tsan/engine_backends" "$rounds" "$seed"
+say "no error found"
