@@ -13,9 +13,9 @@ from hash3d_cuda.cli.progress import Bar
 
 ETA = 0.5  # at the paper's 0.1 the cache can change a run by a few per cent at most: too little to see
 
-EPILOG = """Runs twice from one seed, without and with the cache (default eta 0.5), and prints seconds,
-speed-up, hit rate, PSNR and SSIM of both, how far the two agree, and the speed-up that this hit rate
-allows at most.
+EPILOG = """Runs twice from one seed, without and with the cache (default eta 0.5), the two taking turns
+step by step, and prints seconds, speed-up, hit rate, PSNR and SSIM of both, how far the two agree, and
+the speed-up that this hit rate allows at most.
 
 DIR gets compare.json, compare.webp (both turntables side by side), report.html, and both runs in
 without-cache/ and with-cache/.
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
         figures = compare(prior, subject, settings, options.out, bar)
     if figures is None:
-        print("hash3d: interrupted; the run that was in progress is saved in its folder", file=sys.stderr)
+        print("hash3d: interrupted; what there is of the two runs is saved in their folders", file=sys.stderr)
         return 1
     if not options.quiet:
         print(text_table([("", "without", "with cache", ""), *table_rows(figures)]))

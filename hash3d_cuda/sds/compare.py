@@ -1,9 +1,12 @@
-"""The same object without and with the cache, from one seed: same views, same noise, same scene at the
-start."""
+"""The same object without and with the cache, from one seed: same views, same noise, same scene at the start.
+
+The two runs take turns step by step, so that a machine whose speed drifts slows both alike.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,12 @@ import torch
 from torch import Tensor
 
 from hash3d_cuda.prior.base import Prior, Subject
-from hash3d_cuda.sds.loop import Progress, Result, generate, prepare_folder
+from hash3d_cuda.sds.finite import require_finite_weights
+from hash3d_cuda.sds.interrupt import Interrupt
+from hash3d_cuda.sds.loop import Progress, Track, finish, iterate, prepare_folder
 from hash3d_cuda.sds.metrics import image_quality
 from hash3d_cuda.sds.outputs import staged, write_json
+from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
 
 RUNS = {"without": "without-cache", "with": "with-cache"}
@@ -51,18 +57,24 @@ def compare(
         progress: gives each run's progress display by its name.
 
     Returns:
-        the content of ``compare.json``, or None when a run was interrupted.
+        the content of ``compare.json``, or None when the runs were interrupted; then each can be resumed.
     """
     from hash3d_cuda.sds.compare_report import write_compare_report
     from hash3d_cuda.sds.export import write_turntable
 
     folder = prepare_folder(Path(out), resume=False, force=False)
-    results: dict[str, Result] = {}
-    for name, place in RUNS.items():
-        own = replace(settings, cache=name == "with")
-        results[name] = generate(prior, subject, own, folder / place, progress=progress(place), force=True)
-        if results[name].interrupted:
-            return None
+    require_finite_weights("the U-Net", prior.unet)
+    with ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        tracks = {}
+        for name, place in RUNS.items():
+            own = prepare_folder(folder / place, resume=False, force=True)
+            run = stack.enter_context(SdsRun(prior, subject, replace(settings, cache=name == "with")))
+            tracks[name] = Track(run, own, progress(place))
+        iterate(list(tracks.values()), interrupt)
+        results = {name: finish(track.run, track.folder) for name, track in tracks.items()}
+    if any(result.interrupted for result in results.values()):
+        return None
     figures = comparison({name: result.metrics for name, result in results.items()})
     figures["agreement"] = image_quality(results["with"].views, results["without"].views)
     with staged(folder) as stage:

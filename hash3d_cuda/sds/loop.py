@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def generate(
     with Interrupt() as interrupt, SdsRun(prior, subject, settings, note) as run:
         if resume:
             run.restore(folder)
-        iterate(run, folder, interrupt, progress)
+        iterate([Track(run, folder, progress)], interrupt)
         return finish(run, folder)
 
 
@@ -128,17 +128,44 @@ def prepare_folder(folder: Path, resume: bool, force: bool) -> Path:
     return folder
 
 
-def iterate(run: SdsRun, folder: Path, interrupt: Interrupt, progress: Callable[[Progress], None] | None) -> None:
-    """Steps until the end or an interrupt, with a checkpoint now and then and always one at the end."""
-    settings = run.settings
-    while run.step < settings.steps and not interrupt.requested:
+@dataclass(frozen=True)
+class Track:
+    """A run under way, the folder of its checkpoints, and its progress display."""
+
+    run: SdsRun
+    folder: Path
+    progress: Callable[[Progress], None] | None = None
+
+    @property
+    def left(self) -> bool:
+        """Whether steps are left."""
+        return self.run.step < self.run.settings.steps
+
+    def advance(self) -> None:
+        """One step, and a checkpoint when it is time for one."""
+        run = self.run
         run.train_step()
-        if progress is not None:
-            progress(Progress(run.step, settings.steps, **run.served))
-        if run.step % settings.checkpoint_every == 0 and run.step < settings.steps:
-            save_or_warn(run, folder)
-    run.time.collect(wait=True)
-    save_or_warn(run, folder)
+        if self.progress is not None:
+            self.progress(Progress(run.step, run.settings.steps, **run.served))
+        if run.step % run.settings.checkpoint_every == 0 and self.left:
+            save_or_warn(run, self.folder)
+
+
+def iterate(tracks: Sequence[Track], interrupt: Interrupt) -> None:
+    """Steps until the end or an interrupt, with a checkpoint now and then and always one at the end.
+
+    Several runs take turns step by step, and who goes first changes each time: a machine that grows slower or faster
+    does so for all of them.
+    """
+    forwards = True
+    while any(track.left for track in tracks) and not interrupt.requested:
+        for track in tracks if forwards else reversed(tracks):
+            if track.left:
+                track.advance()
+        forwards = not forwards
+    for track in tracks:
+        track.run.time.collect(wait=True)
+        save_or_warn(track.run, track.folder)
 
 
 def save_or_warn(run: SdsRun, folder: Path) -> None:
