@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu_check.sh
 #
-#   OUT=FOLDER                where logs and summary.txt go (default: benchmarks/results/gpu-<name>-<date>)
+#   OUT=FOLDER                where logs, summary.txt, <name>.json and <name>.md go (default: benchmarks/results/gpu-<name>-<date>)
 #   HASH3D_WHEELS=FOLDER      wheels of packages that are missing here (diffusers, ...)
 #   HASH3D_CHECK_DEVICE=cpu   the same stages, shortened, on a machine without a GPU: this is how the script is tested
 #   HASH3D_CHECK_PATIENCE=1   multiplies every time limit, for a machine that is busy
@@ -106,7 +106,8 @@ tests() {
 # The kernels under a tool of compute-sanitizer; torch's own allocator would hide reads past the end of a block.
 sanitizer() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 86 --target-processes all \
-    "$run" -m pytest -q -x -p no:cacheprovider -c tree/pyproject.toml tree/tests/test_cuda_lookup.py -k "not graph"
+    "$run" -m pytest -q -x -p no:cacheprovider -c tree/pyproject.toml tree/tests/test_cuda.py tree/tests/test_table_chains.py \
+    tree/tests/test_table_nonfinite.py -k "(test_cuda or engine-cuda) and not graph and not 50000"
 }
 
 bench() {
@@ -114,6 +115,25 @@ bench() {
   "$run" tree/benchmarks/report.py "$out/benchmarks.json" | tee "$out/benchmarks.md"
 }
 export -f pytest_in_tree
+
+gpu_bench() {
+  (cd tree/benchmarks && "$run" gpu.py --device "$device" --json "$out/gpu.json") | tee "$out/gpu.md"
+}
+
+# The result in one place: what ran, and the figures.
+result() {
+  "$run" - "$out" "$name" <<'PYTHON'
+import json, sys
+from pathlib import Path
+out, name = Path(sys.argv[1]), sys.argv[2]
+read = lambda file: json.loads((out / file).read_text()) if (out / file).exists() else None
+summary = (out / "summary.txt").read_text()
+found = {"summary": summary.splitlines(), "gpu": read("gpu.json"), "benchmarks": read("benchmarks.json")}
+(out / f"{name}.json").write_text(json.dumps(found, indent=1))
+pages = [(out / page).read_text() for page in ("gpu.md", "benchmarks.md") if (out / page).exists()]
+(out / f"{name}.md").write_text("\n\n".join(["```text\n" + summary + "```", *pages]) + "\n")
+PYTHON
+}
 
 note "hash3d GPU check, device $device, $(date -u +%Y-%m-%dT%H:%MZ), commit $(git -C "$checkout" rev-parse --short HEAD 2>/dev/null || echo unknown)"
 stage 120 build build
@@ -129,24 +149,28 @@ for file in $broken; do
   left_out "tests/$file does not import: $(grep -A40 "_ ERROR collecting .*$file" "$out/collect.log" | grep -m1 -E '^E ' | sed 's/^E *//')"
 done
 runnable() { for file in "$@"; do grep -qx "$file" <<<"$broken" || echo "tree/tests/$file"; done; }
-mapfile -t all < <(cd "$checkout/tests" && ls test_*.py | grep -vx test_cuda_lookup.py)
+mapfile -t all < <(cd "$checkout/tests" && ls test_*.py | grep -vxE "test_cuda(_hook)?.py")
 mapfile -t table_tests < <(runnable $(printf '%s\n' "${all[@]}" | grep -E '^test_(keys|storage|public_api|table_.*)\.py$'))
 mapfile -t more < <(runnable $(printf '%s\n' "${all[@]}" | grep -vE '^test_(keys|storage|public_api|table_.*)\.py$'))
 if [ "$device" = cpu ]; then # shortened
   table_tests=(tree/tests/test_keys.py tree/tests/test_table_cells.py)
   more=(tree/tests/test_sds_settings.py)
 fi
-stage 60 tests-cuda-lookup tests tree/tests/test_cuda_lookup.py
+stage 60 tests-cuda tests tree/tests/test_cuda.py
+stage 60 tests-no-wait tests tree/tests/test_cuda_hook.py
 stage 90 tests-table tests "${table_tests[@]}"
 [ ${#more[@]} -eq 0 ] || stage 120 tests-rest tests "${more[@]}"
-! grep -q skipped "$out/tests-cuda-lookup.log" || left_out "tests of the look-up kernel: some or all were skipped, see tests-cuda-lookup.log"
+for part in tests-cuda tests-no-wait; do
+  ! grep -q skipped "$out/$part.log" || left_out "$part: some or all were skipped, see $part.log"
+done
 
 if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
-  stage 45 memcheck sanitizer memcheck
-  stage 45 racecheck sanitizer racecheck
+  for tool in memcheck racecheck initcheck synccheck; do stage 40 "$tool" sanitizer "$tool"; done
 else
   left_out "compute-sanitizer: $([ "$device" = cpu ] && echo 'no GPU is checked' || echo 'the tool is not on the PATH')"
 fi
+
+stage 120 gpu-benchmarks gpu_bench
 
 if ! has pytest_benchmark; then
   left_out "benchmarks: the package pytest_benchmark is missing"
@@ -160,9 +184,6 @@ else
   HASH3D_BENCH_SIDE=${HASH3D_BENCH_SIDE:-16} stage 240 benchmarks bench "${ignored[@]}"
 fi
 
-if [ "$device" = cuda ]; then
-  "$run" -c 'import hash3d_cuda, sys; sys.exit(not hash3d_cuda.HashTable.supports("cuda"))' 2>/dev/null ||
-    left_out "tables on CUDA: this build has the look-up kernel only; tests and benchmarks of tables ran on the CPU"
-fi
 note "$failed stage(s) failed; logs in $out"
+result
 exit "$failed"
