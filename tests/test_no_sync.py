@@ -18,6 +18,7 @@ from simulated_cuda import CUDA, Event, GpuTensor, HostWaits, SimulatedCuda, mod
 from torch import Tensor
 
 import hash3d_cuda as h3d
+from hash3d_cuda import operators
 from hash3d_cuda.poses import HostCopies
 from hash3d_cuda.prior.base import Subject
 from hash3d_cuda.sds.run import SdsRun
@@ -194,6 +195,19 @@ def test_priors_make_their_conditions_without_waiting(gpu):
         for prior, subject in cases:
             tokens = prior.conditioning(subject, [10.0, 20.0], [0.0, 90.0], [2.0, 2.0])["encoder_hidden_states"]
             assert isinstance(tokens, GpuTensor) and len(tokens) == 4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_rows_are_blanked_and_copied_without_waiting(gpu, layout):
+    """What follows the kernels of a query, on a GPU."""
+    hit = on_gpu(torch.tensor([True, False, True]))
+    found = on_gpu(torch.randn(3, 2, 4, 5))
+    out = on_gpu(torch.full((3, 2, 4, 5), 7.0).to(memory_format=layout))
+    with gpu.watch():
+        operators._copy_hits(out, found, hit)
+        operators._blank(found, hit)
+    assert torch.equal(out.inner[::2], found.inner[::2]) and found.inner[0].any()
+    assert (out.inner[1] == 7).all() and not found.inner[1].any()
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
