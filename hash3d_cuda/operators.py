@@ -2,11 +2,10 @@
 
 :class:`HashTable` is what people use; its methods come here. In plain eager code they call the engine directly, because
 torch's dispatcher would cost about as much again as the rest of a call. Compiled code, fake tensors and dispatch modes
-get the operators, which say what they write to: the calls of one table are then never reordered, merged or dropped.
+get the operators, which say what they write to, so that a call which writes keeps its place among a table's others.
 
 An operator is told its table by an integer, and works on the memory that it is handed: the table's own, or the copies
-of it that compilers make where they turn writing into returning. Nothing here waits for a GPU, and with ``out`` nothing
-as large as a feature is allocated as long as its rows are dense.
+of it that compilers make where they turn writing into returning.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from __future__ import annotations
 import itertools
 import operator
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, calls
 
 if TYPE_CHECKING:
     from .table import HashTable
@@ -58,114 +57,6 @@ def direct_engine(table: HashTable, keys: Any) -> _C.Engine | None:
     return table._engine if type(keys) is Tensor or not isinstance(keys, Tensor) else None
 
 
-# The calls themselves. The engine reads memory as it lies, so whatever is not dense or of another type is copied first.
-
-
-def run_append(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
-    """Serials int64 [B]; the arguments have been checked."""
-    keys, latents = keys.contiguous(), _dense(latents, torch.float32)
-    features = _dense(features, table.options.feature_dtype)
-    rows = keys.shape[0]
-    serials = torch.empty(rows, dtype=torch.int64, device=table.device)
-    addresses = keys.data_ptr(), latents.data_ptr(), features.data_ptr(), serials.data_ptr()
-    with table._lock:
-        engine.append(rows, *addresses, table._stream(), torch.get_num_threads())
-    return serials
-
-
-def run_query(
-    table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, out: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Features (``out`` itself where it is given), hit, grid, serials and weights; the arguments have been checked."""
-    keys, latents = keys.contiguous(), _dense(latents, torch.float32)
-    rows, options, device = keys.shape[0], table.options, table.device
-    if out is not None and rows_are_dense(out):
-        target = out
-    else:
-        target = torch.empty((rows, *options.feature_shape), dtype=options.feature_dtype, device=device)
-    hit = torch.empty(rows, dtype=torch.bool, device=device)
-    grid = torch.empty(rows, dtype=torch.int32, device=device)
-    serials = torch.empty((rows, options.queue_length), dtype=torch.int64, device=device)
-    weights = torch.empty((rows, options.queue_length), device=device)
-    answers = hit.data_ptr(), grid.data_ptr(), serials.data_ptr(), weights.data_ptr()
-    with table._lock:
-        engine.query(
-            rows,
-            keys.data_ptr(),
-            latents.data_ptr(),
-            target.data_ptr(),
-            target.stride(0),
-            *answers,
-            table._stream(),
-            torch.get_num_threads(),
-        )
-    if out is None:
-        _blank(target, hit)
-        return target, hit, grid, serials, weights
-    if target is not out:
-        _copy_hits(out.detach(), target, hit)
-    if not out.is_inference():  # so that autograd notices, should it have kept ``out`` for a backward pass
-        torch.autograd.graph.increment_version(out)
-    return out, hit, grid, serials, weights
-
-
-def run_lookup(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
-    """Serials int64 [N, M, Q]; the keys have been checked."""
-    keys = keys.contiguous()
-    shape = keys.shape[0], len(table.options.grids), table.options.queue_length
-    serials = torch.empty(shape, dtype=torch.int64, device=table.device)
-    with table._lock:
-        engine.lookup(shape[0], keys.data_ptr(), serials.data_ptr(), table._stream(), torch.get_num_threads())
-    return serials
-
-
-def run_similarity(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
-    """Averages float32 [N, M]; the keys have been checked."""
-    keys = keys.contiguous()
-    averages = torch.empty((keys.shape[0], len(table.options.grids)), device=table.device)
-    with table._lock:
-        engine.similarity(keys.shape[0], keys.data_ptr(), averages.data_ptr(), table._stream())
-    return averages
-
-
-def rows_are_dense(out: Tensor) -> bool:
-    """Whether each row of ``out`` lies in one piece and no two rows overlap."""
-    if out.is_contiguous() or out.dim() < 2 or len(out) == 0:
-        return out.is_contiguous()
-    return out[0].is_contiguous() and (len(out) == 1 or out.stride(0) >= out[0].numel())
-
-
-def _dense(value: Tensor, dtype: torch.dtype) -> Tensor:
-    if value.dtype is not dtype:  # a call of to() that changes nothing is not free
-        value = value.to(dtype)
-    return value.contiguous()
-
-
-def _per_row(hit: Tensor, like: Tensor) -> Tensor:
-    """``hit`` [B] in a shape that broadcasts against ``like`` [B, ...]."""
-    return hit.view(-1, *(1,) * (like.dim() - 1))
-
-
-def _blank(target: Tensor, hit: Tensor) -> None:
-    """Zeroes the rows of ``target`` that miss. A GPU is not waited for; on a CPU only those rows are touched."""
-    if target.is_cuda:
-        target.masked_fill_(_per_row(~hit, target), 0)
-        return
-    for row, found in enumerate(hit.tolist()):
-        if not found:
-            target[row].zero_()
-
-
-def _copy_hits(out: Tensor, target: Tensor, hit: Tensor) -> None:
-    """Copies the rows that hit to ``out``. A GPU is not waited for; on a CPU only those rows are touched."""
-    if out.is_cuda:
-        torch.where(_per_row(hit, out), target, out, out=out)
-        return
-    for row, found in enumerate(hit.tolist()):
-        if found:
-            out[row].copy_(target[row])
-
-
 # The operators. ``content`` is everything but the counters, ``written`` what a query writes too: HashTable._content and
 # HashTable._written, in that order.
 
@@ -193,13 +84,13 @@ def _append(handle: int, keys: Tensor, latents: Tensor, features: Tensor, conten
     table = find(handle)
     keys, latents = table._check_items(keys, latents)
     features = table.options.check_features(features, keys.shape[0])
-    return run_append(table, _engine(table, content, written), keys, latents, features)
+    return calls.run_append(table, _engine(table, content, written), keys, latents, features)
 
 
 def _query(handle: int, keys: Tensor, latents: Tensor, content: _Memory, written: _Memory) -> tuple[Tensor, ...]:
     table = find(handle)
     keys, latents = table._check_items(keys, latents)
-    return run_query(table, _engine(table, content, written), keys, latents, None)
+    return calls.run_query(table, _engine(table, content, written), keys, latents, None)
 
 
 def _query_out(
@@ -208,17 +99,17 @@ def _query_out(
     table = find(handle)
     keys, latents = table._check_items(keys, latents)
     table.options.check_out(out, keys.shape[0])
-    return run_query(table, _engine(table, content, written), keys, latents, out)[1:]
+    return calls.run_query(table, _engine(table, content, written), keys, latents, out)[1:]
 
 
 def _lookup(handle: int, keys: Tensor, content: _Memory, written: _Memory) -> Tensor:
     table = find(handle)
-    return run_lookup(table, _engine(table, content, written), table.options.check_keys(keys))
+    return calls.run_lookup(table, _engine(table, content, written), table.options.check_keys(keys))
 
 
 def _similarity(handle: int, keys: Tensor, content: _Memory, written: _Memory) -> Tensor:
     table = find(handle)
-    return run_similarity(table, _engine(table, content, written), table.options.check_keys(keys))
+    return calls.run_similarity(table, _engine(table, content, written), table.options.check_keys(keys))
 
 
 # What they return, for tensors without content. The checks are the same, so compiling finds the same mistakes.
@@ -270,7 +161,7 @@ def _fake_similarity(handle: int, keys: Tensor, content: _Memory, written: _Memo
 
 
 _ANSWERS = "Tensor hit, Tensor grid, Tensor serials, Tensor weights"
-_OPERATORS = {
+_OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "append": (
         "(int table, Tensor keys, Tensor latents, Tensor features, Tensor(a!)[] content, Tensor(b!)[] written)"
         " -> Tensor",

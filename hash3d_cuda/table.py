@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _C, operators, storage
+from . import _C, calls, operators, storage
 from .checks import FEATURE_DTYPES
 from .keys import PAPER_GRIDS, Grid
 from .options import COUNTERS, MATCHES, REJECTED, WEIGHTINGS, TableOptions
@@ -201,7 +201,7 @@ class HashTable:
         features = self.options.check_features(features, keys.shape[0])
         engine = operators.direct_engine(self, keys)
         if engine is not None:
-            return operators.run_append(self, engine, keys, latents, features)
+            return calls.run_append(self, engine, keys, latents, features)
         return torch.ops.hash3d.append(self._handle, keys, latents, features, self._content, self._written)
 
     def query(self, keys: Tensor, latents: Tensor, out: Tensor | None = None) -> QueryResult:
@@ -222,7 +222,7 @@ class HashTable:
             self.options.check_out(out, keys.shape[0])
         engine = operators.direct_engine(self, keys)
         if engine is not None:
-            return QueryResult(*operators.run_query(self, engine, keys, latents, out))
+            return QueryResult(*calls.run_query(self, engine, keys, latents, out))
         if out is None:
             return QueryResult(*torch.ops.hash3d.query(self._handle, keys, latents, self._content, self._written))
         answers = torch.ops.hash3d.query.out(self._handle, keys, latents, self._content, self._written, out.detach())
@@ -237,7 +237,7 @@ class HashTable:
         keys = self.options.check_keys(keys)
         engine = operators.direct_engine(self, keys)
         if engine is not None:
-            return operators.run_lookup(self, engine, keys)
+            return calls.run_lookup(self, engine, keys)
         return torch.ops.hash3d.lookup(self._handle, keys, self._content, self._written)
 
     def similarity(self, keys: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class HashTable:
         keys = self.options.check_keys(keys)
         engine = operators.direct_engine(self, keys)
         if engine is not None:
-            return operators.run_similarity(self, engine, keys)
+            return calls.run_similarity(self, engine, keys)
         return torch.ops.hash3d.similarity(self._handle, keys, self._content, self._written)
 
     def __len__(self) -> int:

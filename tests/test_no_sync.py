@@ -18,7 +18,7 @@ from simulated_cuda import CUDA, Event, GpuTensor, HostWaits, SimulatedCuda, mod
 from torch import Tensor
 
 import hash3d_cuda as h3d
-from hash3d_cuda import operators
+from hash3d_cuda import calls
 from hash3d_cuda.poses import HostCopies
 from hash3d_cuda.prior.base import Subject
 from hash3d_cuda.sds.run import SdsRun
@@ -204,8 +204,8 @@ def test_rows_are_blanked_and_copied_without_waiting(gpu, layout):
     found = on_gpu(torch.randn(3, 2, 4, 5))
     out = on_gpu(torch.full((3, 2, 4, 5), 7.0).to(memory_format=layout))
     with gpu.watch():
-        operators._copy_hits(out, found, hit)
-        operators._blank(found, hit)
+        calls._copy_hits(out, found, hit)
+        calls._blank(found, hit)
     assert torch.equal(out.inner[::2], found.inner[::2]) and found.inner[0].any()
     assert (out.inner[1] == 7).all() and not found.inner[1].any()
 
