@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -260,23 +261,24 @@ class Generator(torch.Generator):
 
 
 @contextlib.contextmanager
-def simulated_cuda(monkeypatch: Any) -> Iterator[SimulatedCuda]:
+def simulated_cuda() -> Iterator[SimulatedCuda]:
     """Makes torch and the package believe in a GPU within the block."""
     guard = SimulatedCuda.active = SimulatedCuda()
-    for name, value in {
+    calls = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "current_stream": lambda device=None: SimpleNamespace(cuda_stream=0),
         "synchronize": lambda device=None: guard._wait("torch.cuda.synchronize"),
         "Event": Event,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch, "Generator", Generator)
-    monkeypatch.setattr(h3d.HashTable, "supports", staticmethod(lambda device_type: True))
-    with guard:
-        yield guard
-    monkeypatch.undo()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in calls.items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch, "Generator", Generator)
+        patch.setattr(h3d.HashTable, "supports", staticmethod(lambda device_type: True))
+        with guard:
+            yield guard
 
 
 def module_to_gpu(module: torch.nn.Module) -> torch.nn.Module:

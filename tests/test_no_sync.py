@@ -57,8 +57,8 @@ class Scripted:
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    with simulated_cuda(monkeypatch) as guard:
+def gpu():
+    with simulated_cuda() as guard:
         yield guard
 
 
@@ -82,11 +82,11 @@ def losses(run: SdsRun) -> list[float]:
 
 @pytest.mark.parametrize("subject", ["cube", "picture"])
 @pytest.mark.parametrize("eta", [1.0, 0.0])
-def test_a_step_never_waits(monkeypatch, eta, subject):
+def test_a_step_never_waits(eta, subject):
     """Hit, miss, partial batch (eta 1) and bypass (eta 0), with poses and timesteps on the host."""
     settings, subject = replace(SETTINGS, eta=eta), picture() if subject == "picture" else subject
     expected = losses(start(TinyPrior(), settings, subject))
-    with simulated_cuda(monkeypatch) as gpu:
+    with simulated_cuda() as gpu:
         run, served = start(GpuPrior(), replace(settings, device="cuda"), subject), []
         with gpu.watch():
             values = []
@@ -150,6 +150,16 @@ def test_waiting_is_noticed(gpu, monkeypatch, planted):
     run.train_step()  # outside the watch it is a step like any other
 
 
+def test_gaussians_without_gsplat_are_the_exception(gpu, monkeypatch):
+    """Their renderer in plain torch lists on the host which of them touch a tile."""
+    from hash3d_cuda.sds.scenes import splat
+
+    monkeypatch.setattr(splat, "has_gsplat", lambda: False)
+    run = start(GpuPrior(), replace(SETTINGS, device="cuda", scene="gaussians", scene_size=32))
+    with gpu.watch(), pytest.raises(HostWaits, match="nonzero"):
+        run.train_step()
+
+
 HARMLESS = {
     "large pinned copy": lambda x: torch.ones(20_000).pin_memory().to(x.device, non_blocking=True),
     "to pinned": lambda x: torch.empty(x.shape, pin_memory=True).copy_(x, non_blocking=True),
@@ -195,6 +205,16 @@ def test_priors_make_their_conditions_without_waiting(gpu):
         for prior, subject in cases:
             tokens = prior.conditioning(subject, [10.0, 20.0], [0.0, 90.0], [2.0, 2.0])["encoder_hidden_states"]
             assert isinstance(tokens, GpuTensor) and len(tokens) == 4
+
+
+def test_keys_reach_the_gpu_in_one_copy(gpu):
+    there = on_gpu(torch.tensor([5.0, 6.0]))
+    with gpu.watch():
+        made = h3d.make_keys([1, 2], 30.0, 2.0, [500, 510], device="cuda")
+        assert gpu.copies["to device"] == 1
+        mixed = h3d.make_keys(there, 30.0, 2.0, [500, 510])
+    assert made.inner.tolist() == [[1, 30, 2, 500], [2, 30, 2, 510]]
+    assert mixed.inner.tolist() == [[5, 30, 2, 500], [6, 30, 2, 510]]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,6 +232,17 @@ def test_autograd_notices_that_out_was_overwritten():
     table.query(keys, latents, out=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+def test_memory_is_kept_for_every_stream_that_used_it(monkeypatch):
+    table, kept = filled(), []
+    streams = [SimpleNamespace(cuda_stream=number) for number in (0, 7, 0, 7, 9)]
+    table.device = torch.device("cuda", 0)
+    table._content, table._written = (SimpleNamespace(record_stream=kept.append),), ()
+    for stream in streams:
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
+        assert table._stream() == stream.cuda_stream
+    assert [stream.cuda_stream for stream in kept] == [0, 7, 9]
 
 
 class Listener(TorchDispatchMode):
