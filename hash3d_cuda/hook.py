@@ -138,7 +138,8 @@ class Hash3DCache:
         return None if self._cached.store is None else self._cached.store.current
 
     def stats(self) -> CacheStats:
-        """The counters; see :class:`CacheStats`."""
+        """The counters; see :class:`CacheStats`. How many a table on a GPU rejected is known there, and waited for;
+        inside a loop use :meth:`served`."""
         counts, cached = self._counts, self._cached
         return CacheStats(
             forwards=counts["forward"],
@@ -150,6 +151,10 @@ class Hash3DCache:
             nbytes=0 if cached.store is None else cached.store.nbytes,
             host_syncs=self._copies.count,
         )
+
+    def served(self) -> dict[str, int]:
+        """``hits``, ``misses`` and ``bypasses`` as in :meth:`stats`, in items: host numbers, nothing is waited for."""
+        return {"hits": self._counts["hit"], "misses": self._counts["miss"], "bypasses": self._counts["bypass"]}
 
     def clear(self) -> None:
         """Forgets every entry. The coin goes on, the counters stay, and the next forward may have another shape."""

@@ -79,7 +79,11 @@ def make_keys(
     else:
         target = check_device("device", device)
     length = lengths.pop() if lengths else 1
-    return torch.stack([column.to(target, torch.float32).expand(length) for column in columns], dim=1)
+    # What lies on the host goes to a GPU in one copy, which is not waited for.
+    on_host = all(column.device.type == "cpu" for column in columns)
+    place = torch.device("cpu") if on_host else target
+    columns = [column.to(place, torch.float32, non_blocking=place.type != "cpu").expand(length) for column in columns]
+    return torch.stack(columns, dim=1).to(target, non_blocking=target.type != "cpu")
 
 
 def _column(name: str, value: Any) -> Tensor:

@@ -29,6 +29,7 @@ MAX_GRIDS = 16  # the engine's kMaxGrids
 WEIGHTINGS = ("softmax", "nearest_key", "uniform")
 COUNTERS = 5
 """Next serial, rejected, queries, hits, live: int64 each."""
+REJECTED = 1  # its place among them
 
 
 @dataclass(frozen=True)

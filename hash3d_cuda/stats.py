@@ -35,7 +35,7 @@ class CacheStats:
         hits, misses: items whose retrieval did, or did not, find a candidate.
         bypasses: items for which none was tried: by the coin, or because the call could not be cached (gradients,
             another shape, ...).
-        rejected: items not stored because something in them was not finite.
+        rejected: items not stored because something in them was not finite. A GPU is waited for to know it.
         rows_saved: rows of the batch that skipped the deep part.
         nbytes: bytes of the tables.
         host_syncs: copies from a GPU to the host that a decision waited for.

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 import torch
+from torch import Tensor
 
 from .config import Hash3DConfig
 from .poses import HostCopies
@@ -37,7 +38,7 @@ class TableStore:
         self._latent_shape = tuple(latent_shape)
         self._limit = config.max_conditions
         self._tables: OrderedDict[Hashable, TrackedTable] = OrderedDict()  # least recently used first
-        self._rejected = 0  # by tables since emptied
+        self._rejected: Tensor | int = 0  # by tables since emptied; on their device, so that nothing waits
 
     def find(self, condition: Hashable) -> TrackedTable | None:
         """The table of ``condition``, or None when it has none."""
@@ -72,7 +73,7 @@ class TableStore:
     @property
     def rejected(self) -> int:
         """Items rejected by any table, also before it was emptied."""
-        return self._rejected + sum(table.table.stats().rejected for table in self._tables.values())
+        return int(self._rejected) + sum(table.table.stats().rejected for table in self._tables.values())
 
     def clear(self) -> None:
         """Empties every table; ``rejected`` stays."""
@@ -85,5 +86,5 @@ class TableStore:
             return TrackedTable(table, self._arguments, self._copies)
 
     def _empty(self, table: TrackedTable) -> None:
-        self._rejected += table.table.stats().rejected
+        self._rejected = self._rejected + table.table.count_rejected()
         table.clear()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import _C, storage
+from . import _C, calls, operators, storage
 from .checks import FEATURE_DTYPES
 from .keys import PAPER_GRIDS, Grid
-from .options import COUNTERS, MATCHES, WEIGHTINGS, TableOptions
+from .options import COUNTERS, MATCHES, REJECTED, WEIGHTINGS, TableOptions
 from .results import QueryResult, TableStats
 
 
@@ -21,6 +21,14 @@ class HashTable:
 
     Memory is constant from construction on and allocated with torch on ``device``. One table serves one thread at a
     time; calls from several threads wait for each other.
+
+    On CUDA a call queues its work on the current stream and returns. Work on one table must not overlap: who calls it
+    from several streams orders them, with ``stream.wait_stream(other)`` or an event between a call and the next one on
+    another stream. As everywhere in torch, a tensor that was made on another stream than the one a call runs on is the
+    caller's to keep alive (``record_stream``); the table sees to its own memory.
+
+    The methods work under ``torch.compile(fullgraph=True)`` and with fake tensors; see
+    :mod:`hash3d_cuda.operators`.
 
     Args:
         feature_shape: shape of one cached feature, such as ``(2, 320, 64, 64)``.
@@ -89,6 +97,8 @@ class HashTable:
             )
         self.capacity = self.options.resolve_capacity()
         self._lock = threading.Lock()
+        self._streams: set[int] = set()
+        self._handle = operators.register(self)
         self._allocate()
         self.clear()
 
@@ -122,10 +132,14 @@ class HashTable:
             ) from error
         per_bucket = self._chains, self._similarity
         per_slot = self._keys, self._cells, self._norms, self._joined, self._latents, self._features
-        addresses = [memory.data_ptr() for memory in (*per_bucket, *per_slot, self._counters)]
-        index = self._device_index()
-        self._on_gpu = index >= 0
-        self._engine = _C.Engine(self._config(), index, *addresses)
+        self._content, self._written = (*per_bucket, *per_slot), (self._counters,)
+        # A table made of fake tensors can be traced with, but not run.
+        real = type(self._counters) is Tensor
+        self._engine = self._make_engine((*self._content, *self._written)) if real else None
+
+    def _make_engine(self, memory: Sequence[Tensor]) -> _C.Engine:
+        """An engine on this table's memory, ``_content`` and ``_written``, or on copies of it."""
+        return _C.Engine(self._config(), self._device_index(), *(tensor.data_ptr() for tensor in memory))
 
     def _config(self) -> _C.Config:
         options = self.options
@@ -150,13 +164,15 @@ class HashTable:
 
     def _stream(self) -> int:
         """The current stream's address; 0 on the CPU."""
-        return 0 if self.device.type == "cpu" else torch.cuda.current_stream(self.device).cuda_stream
-
-    def _scratch(self, size: Callable[..., int], *arguments: int) -> Tensor | None:
-        """Memory for one call's kernels, from torch's pool for the current stream; None for an engine without any."""
-        if not self._on_gpu:
-            return None
-        return torch.empty(size(*arguments), dtype=torch.uint8, device=self.device)
+        if self.device.type == "cpu":
+            return 0
+        stream = torch.cuda.current_stream(self.device)
+        address = stream.cuda_stream
+        if address not in self._streams:  # or the memory of a table that goes might be reused too early
+            self._streams.add(address)
+            for memory in (*self._content, *self._written):
+                memory.record_stream(stream)
+        return address
 
     @property
     def nbytes(self) -> int:
@@ -165,8 +181,9 @@ class HashTable:
 
     def clear(self) -> None:
         """Makes the table as just constructed: empty, serials from 0, similarities and counters reset."""
-        with self._lock:
-            self._engine.clear(self._stream())
+        if self._engine is not None:
+            with self._lock:
+                self._engine.clear(self._stream())
 
     def append(self, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
         """Stores items in order, as if one by one.
@@ -181,22 +198,11 @@ class HashTable:
             serial and a slot all the same.
         """
         keys, latents = self._check_items(keys, latents)
-        rows = len(keys)
-        features = self.options.check_features(features, rows).to(self.options.feature_dtype).contiguous()
-        serials = torch.empty(rows, dtype=torch.int64, device=self.device)
-        scratch = self._scratch(self._engine.append_scratch)
-        with self._lock:
-            self._engine.append(
-                rows,
-                keys.data_ptr(),
-                latents.data_ptr(),
-                features.data_ptr(),
-                serials.data_ptr(),
-                self._stream(),
-                torch.get_num_threads(),
-                0 if scratch is None else scratch.data_ptr(),
-            )
-        return serials
+        features = self.options.check_features(features, keys.shape[0])
+        engine = operators.direct_engine(self, keys)
+        if engine is not None:
+            return calls.run_append(self, engine, keys, latents, features)
+        return torch.ops.hash3d.append(self._handle, keys, latents, features, self._content, self._written)
 
     def query(self, keys: Tensor, latents: Tensor, out: Tensor | None = None) -> QueryResult:
         """Finds entries in the query's cell and blends their features (Eq. 7 and 8).
@@ -205,45 +211,22 @@ class HashTable:
             keys: float32 ``[B, 4]``.
             latents: ``[B, *latent_shape]``, float32, float16 or bfloat16.
             out: ``[B, *feature_shape]`` in the stored dtype, written where a row hits and left alone where it misses.
-                Rows that are dense are written in place; batch strides are free.
+                Rows that are dense are written in place, batch strides are free; with others, such as
+                ``channels_last`` ones, the answer is made beside them and copied.
 
         Returns:
             :class:`QueryResult`.
         """
         keys, latents = self._check_items(keys, latents)
-        rows, queue = keys.shape[0], self.options.queue_length
         if out is not None:
-            self.options.check_out(out, rows)
-        if out is not None and _rows_are_dense(out):
-            target = out
-        else:
-            shape = (rows, *self.options.feature_shape)
-            target = torch.empty(shape, dtype=self.options.feature_dtype, device=self.device)
-        hit = torch.empty(rows, dtype=torch.bool, device=self.device)
-        grid = torch.empty(rows, dtype=torch.int32, device=self.device)
-        serials = torch.empty(rows, queue, dtype=torch.int64, device=self.device)
-        weights = torch.empty(rows, queue, device=self.device)
-        scratch = self._scratch(self._engine.query_scratch, rows)
-        with self._lock:
-            self._engine.query(
-                rows,
-                keys.data_ptr(),
-                latents.data_ptr(),
-                target.data_ptr(),
-                target.stride(0),
-                hit.data_ptr(),
-                grid.data_ptr(),
-                serials.data_ptr(),
-                weights.data_ptr(),
-                self._stream(),
-                torch.get_num_threads(),
-                0 if scratch is None else scratch.data_ptr(),
-            )
+            self.options.check_out(out, keys.shape[0])
+        engine = operators.direct_engine(self, keys)
+        if engine is not None:
+            return QueryResult(*calls.run_query(self, engine, keys, latents, out))
         if out is None:
-            _blank(target, hit)
-        elif target is not out:
-            out.detach()[hit] = target[hit]
-        return QueryResult(target if out is None else out, hit, grid, serials, weights)
+            return QueryResult(*torch.ops.hash3d.query(self._handle, keys, latents, self._content, self._written))
+        answers = torch.ops.hash3d.query.out(self._handle, keys, latents, self._content, self._written, out.detach())
+        return QueryResult(out, *answers)
 
     def lookup(self, keys: Tensor) -> Tensor:
         """The bare look-up: serials of every grid's candidates, int64 ``[N, M, Q]``, newest first, -1 for none.
@@ -251,20 +234,19 @@ class HashTable:
         Args:
             keys: float32 ``[N, 4]``; N up to millions.
         """
-        keys = self.options.check_keys(keys).contiguous()
-        shape = len(keys), len(self.options.grids), self.options.queue_length
-        serials = torch.empty(shape, dtype=torch.int64, device=self.device)
-        with self._lock:
-            self._engine.lookup(len(keys), keys.data_ptr(), serials.data_ptr(), self._stream(), torch.get_num_threads())
-        return serials
+        keys = self.options.check_keys(keys)
+        engine = operators.direct_engine(self, keys)
+        if engine is not None:
+            return calls.run_lookup(self, engine, keys)
+        return torch.ops.hash3d.lookup(self._handle, keys, self._content, self._written)
 
     def similarity(self, keys: Tensor) -> Tensor:
         """The running average (Eq. 9) of each key's buckets, float32 ``[N, M]``; NaN for a key that is not finite."""
-        keys = self.options.check_keys(keys).contiguous()
-        averages = torch.empty(len(keys), len(self.options.grids), device=self.device)
-        with self._lock:
-            self._engine.similarity(len(keys), keys.data_ptr(), averages.data_ptr(), self._stream())
-        return averages
+        keys = self.options.check_keys(keys)
+        engine = operators.direct_engine(self, keys)
+        if engine is not None:
+            return calls.run_similarity(self, engine, keys)
+        return torch.ops.hash3d.similarity(self._handle, keys, self._content, self._written)
 
     def __len__(self) -> int:
         """Live entries: those still in at least one chain."""
@@ -285,6 +267,11 @@ class HashTable:
             misses=queries - hits,
         )
 
+    def count_rejected(self) -> Tensor:
+        """``stats().rejected`` as an int64 scalar on the device; nothing is waited for."""
+        with self._lock:
+            return self._counters[REJECTED].clone()
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the table to ``path`` (safetensors, atomically); see :func:`hash3d_cuda.storage.save`."""
         storage.save(self, path)
@@ -299,11 +286,8 @@ class HashTable:
         return f"HashTable({list(options.feature_shape)} {options.feature_dtype} on {self.device}: {self.stats()})"
 
     def _check_items(self, keys: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        keys = self.options.check_keys(keys).contiguous()
-        latents = self.options.check_latents(latents, keys.shape[0])
-        if latents.dtype is not torch.float32:  # a call of to() that changes nothing is not free
-            latents = latents.to(torch.float32)
-        return keys, latents.contiguous()
+        keys = self.options.check_keys(keys)
+        return keys, self.options.check_latents(latents, keys.shape[0])
 
     def _state_dict(self) -> dict[str, Tensor]:
         """The content as CPU tensors, in the form :mod:`hash3d_cuda.storage` describes."""
@@ -330,6 +314,7 @@ class HashTable:
     def _load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over a state that ``storage`` has checked; raises ValueError for a chain longer than Q."""
         self.clear()
+        assert self._engine is not None
         with self._lock:
             serials, member = state["serials"].contiguous(), state["member"].contiguous()
             slots = (serials % self.capacity).to(self.device)
@@ -344,20 +329,3 @@ class HashTable:
                 self._engine.clear(self._stream())
                 raise ValueError(f"a chain holds more than {self.options.queue_length} entries")
             self._similarity.copy_(state["similarity"])
-
-
-def _rows_are_dense(out: Tensor) -> bool:
-    """Whether each row of ``out`` lies in one piece and no two rows overlap."""
-    if out.is_contiguous() or out.dim() < 2 or len(out) == 0:
-        return out.is_contiguous()
-    return out[0].is_contiguous() and (len(out) == 1 or out.stride(0) >= out[0].numel())
-
-
-def _blank(target: Tensor, hit: Tensor) -> None:
-    """Zeroes the rows of ``target`` that miss. A GPU is not waited for; on a CPU only those rows are touched."""
-    if target.is_cuda:
-        target.masked_fill_(~hit.view(-1, *(1,) * (target.dim() - 1)), 0)
-        return
-    for row, found in enumerate(hit.tolist()):
-        if not found:
-            target[row].zero_()

@@ -35,11 +35,12 @@ class TrackedTable:
     def query(self, keys: Tensor, latents: Tensor, out: Tensor) -> list[bool]:
         """Which of the items hit; their rows of ``out`` are written. ``keys`` are on the host, the rest is not."""
         if self._index is None:
-            hit = self.table.query(keys.to(self.table.device), latents, out=out).hit
+            hit = self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out).hit
             return self._copies.fetch("min_similarity", hit).tolist()
         hits = self._index.find(keys)
         if any(hits):
-            # Should the device reject an entry that the host still counts on, NaN shows it; old content would not.
+            # The device may have rejected an entry that the host counts on, or miss because a latent is not finite. It
+            # then leaves the row alone, so old content would pass for an answer; NaN does not.
             out.fill_(float("nan"))
             self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out)
         return hits
@@ -61,8 +62,15 @@ class HostIndex:
     """The keys and chains of a table, without its contents: a CPU table with the same options and features of one
     number, which takes the same serials.
 
-    It cannot see which entries the device rejects (rule 10). Their serials are copied without waiting, and heeded when
-    they have arrived.
+    It cannot see which entries the device rejects because a number in them is not finite. The serials that an append
+    returns are copied without waiting, and heeded when they have arrived. Until then:
+
+    - A rejected entry counts as a candidate here and not there. If it is the only one, the host announces a hit where
+      the device misses; :class:`TrackedTable` sees to it that the row then reads NaN.
+    - A rejected entry takes a place in the chain here and not there, so an accepted one may have left the chain only
+      here. That item then counts as a miss, which is never wrong.
+
+    Entries that the device accepted are never kept longer here than there.
     """
 
     def __init__(self, capacity: int, arguments: dict[str, Any]) -> None:
@@ -76,10 +84,11 @@ class HostIndex:
         own = self._table.append(keys, blank, blank).tolist()
         arrived = None
         if serials.is_cuda:
+            device = serials.device
             copy = torch.empty(serials.shape, dtype=serials.dtype, pin_memory=True)
             serials = copy.copy_(serials, non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(device))
         self._coming.append((arrived, own, serials))
 
     def find(self, keys: Tensor) -> list[bool]:

@@ -71,8 +71,9 @@ class TextPrior(LatentPrior):
     ) -> dict[str, Any]:
         """``encoder_hidden_states`` [2B,L,D]: each view's embedding, then B times the empty prompt's."""
         rows = [view_index(float(e), float(a)) for e, a in zip(elevation, azimuth, strict=True)]
+        views = torch.stack([subject.data["views"][row] for row in rows])  # a list as index would wait for a GPU
         null = subject.data["null"].expand(len(rows), -1, -1)
-        return dict(encoder_hidden_states=torch.cat([subject.data["views"][rows], null]))
+        return dict(encoder_hidden_states=torch.cat([views, null]))
 
     @torch.no_grad()
     def _embed(self, prompts: list[str]) -> Tensor:

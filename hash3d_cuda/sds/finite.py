@@ -56,5 +56,5 @@ class LossWatch:
         bad = self._copied is not None and bool(self._host)
         self._host.copy_(self._bad, non_blocking=True)
         self._copied = torch.cuda.Event()
-        self._copied.record()
+        self._copied.record(torch.cuda.current_stream(self._bad.device))
         return bad

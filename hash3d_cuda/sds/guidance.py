@@ -68,7 +68,7 @@ class Guidance:
     def target(self, latents: Tensor, views: StepViews, generator: torch.Generator) -> Tensor:
         """The guided z_hat for latents float [B,*latent_shape] of ``views``; noise comes from
         ``generator``."""
-        timestep = torch.tensor(views.timestep, device=latents.device)
+        timestep = torch.tensor(views.timestep).to(latents.device, non_blocking=True)  # made there, it would wait
         abar = self._per_view([self.abar[t] for t in views.timestep], latents)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise

@@ -44,6 +44,8 @@ class SdsRun:
         size = {} if settings.scene_size is None else {"size": settings.scene_size}
         self.scene = make_scene(settings.scene, **size, seed=settings.seed, device=self.device)
         self.sampler = ViewSampler(settings, prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod))
+        # Once, for every step would wait for the copy.
+        self._picture = [None if v is None else v.to(self.device) for v in (subject.image, subject.alpha)]
         self.generator = torch.Generator(device=self.device)
         self.log = StepLog()
         self.time = TimeSplit(self.device, self.log)
@@ -136,10 +138,10 @@ class SdsRun:
 
     def _reference_loss(self, image: Tensor, alpha: Tensor) -> Tensor:
         """How far the view from the picture's own pose, [3,S,S] and [1,S,S], is from the picture."""
-        subject = self.subject
-        loss = (image - subject.image.to(self.device)).square().mean()
-        if subject.alpha is not None:
-            loss = loss + (alpha - subject.alpha.to(self.device)).square().mean()
+        picture, outline = self._picture
+        loss = (image - picture).square().mean()
+        if outline is not None:
+            loss = loss + (alpha - outline).square().mean()
         return loss
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -159,8 +161,7 @@ class SdsRun:
         if self.cache is None:
             self.served["bypasses"] += items
         else:
-            stats = self.cache.stats()
-            self.served = {name: getattr(stats, name) for name in COUNTS}
+            self.served = self.cache.served()
         for name in COUNTS:
             self.log.add(row, name, self.served[name] - before[name])
         if self._table is None and self.cache is not None and self.cache.table is not None:

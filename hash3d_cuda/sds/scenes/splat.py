@@ -97,7 +97,7 @@ def splat_torch(gaussians: Gaussians, view: Tensor, position: Tensor, size: int)
     depth = depth.flatten().index_select(0, flat)
     which = order.flatten()
     alive = (depth > NEAR) & (gaussians.opacity.detach().index_select(0, which) >= MIN_ALPHA)
-    reach = EXTENT * variance.detach()[:, [0, 2]].sqrt()
+    reach = EXTENT * variance.detach()[:, ::2].sqrt()
     low, high = (centre.detach() - reach) / TILE, (centre.detach() + reach) / TILE
     low = torch.where(alive[:, None], low, torch.inf)  # such a Gaussian touches no tile
     per_gaussian = [

@@ -1,0 +1,131 @@
+"""Calls of a table's engine: arguments that have been checked in, tensors out.
+
+The engine reads memory as it lies, so whatever is not dense, or of another type than the table's, is copied first.
+Nothing here waits for a GPU. With ``out`` nothing as large as a feature is allocated, as long as its rows are dense.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+if TYPE_CHECKING:
+    from .table import HashTable
+
+
+def run_append(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
+    """Serials int64 [B]."""
+    keys, latents = keys.contiguous(), _dense(latents, torch.float32)
+    features = _dense(features, table.options.feature_dtype)
+    rows = keys.shape[0]
+    serials = torch.empty(rows, dtype=torch.int64, device=table.device)
+    scratch = _scratch(table, engine.append_scratch())
+    addresses = keys.data_ptr(), latents.data_ptr(), features.data_ptr(), serials.data_ptr()
+    with table._lock:
+        engine.append(rows, *addresses, table._stream(), torch.get_num_threads(), scratch.data_ptr())
+    return serials
+
+
+def run_query(
+    table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, out: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Features (``out`` itself where it is given), hit, grid, serials and weights."""
+    keys, latents = keys.contiguous(), _dense(latents, torch.float32)
+    rows, options, device = keys.shape[0], table.options, table.device
+    if out is not None and rows_are_dense(out):
+        target = out
+    else:
+        target = torch.empty(rows, *options.feature_shape, dtype=options.feature_dtype, device=device)
+    # Sizes one by one: a tuple of them takes half as long again.
+    hit = torch.empty(rows, dtype=torch.bool, device=device)
+    grid = torch.empty(rows, dtype=torch.int32, device=device)
+    serials = torch.empty(rows, options.queue_length, dtype=torch.int64, device=device)
+    weights = torch.empty(rows, options.queue_length, device=device)
+    scratch = _scratch(table, engine.query_scratch(rows))
+    answers = hit.data_ptr(), grid.data_ptr(), serials.data_ptr(), weights.data_ptr()
+    with table._lock:
+        engine.query(
+            rows,
+            keys.data_ptr(),
+            latents.data_ptr(),
+            target.data_ptr(),
+            target.stride(0),
+            *answers,
+            table._stream(),
+            torch.get_num_threads(),
+            scratch.data_ptr(),
+        )
+    if out is None:
+        _blank(target, hit)
+        return target, hit, grid, serials, weights
+    if target is not out:
+        _copy_hits(out.detach(), target, hit)
+    if not out.is_inference():  # so that autograd notices, should it have kept ``out`` for a backward pass
+        torch.autograd.graph.increment_version(out)
+    return out, hit, grid, serials, weights
+
+
+def run_lookup(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
+    """Serials int64 [N, M, Q]."""
+    keys = keys.contiguous()
+    rows, options = keys.shape[0], table.options
+    serials = torch.empty(rows, len(options.grids), options.queue_length, dtype=torch.int64, device=table.device)
+    with table._lock:
+        engine.lookup(rows, keys.data_ptr(), serials.data_ptr(), table._stream(), torch.get_num_threads())
+    return serials
+
+
+def run_similarity(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
+    """Averages float32 [N, M]."""
+    keys = keys.contiguous()
+    averages = torch.empty(keys.shape[0], len(table.options.grids), device=table.device)
+    with table._lock:
+        engine.similarity(keys.shape[0], keys.data_ptr(), averages.data_ptr(), table._stream())
+    return averages
+
+
+def rows_are_dense(out: Tensor) -> bool:
+    """Whether each row of ``out`` lies in one piece and no two rows overlap."""
+    if out.is_contiguous() or out.dim() < 2 or len(out) == 0:
+        return out.is_contiguous()
+    return out[0].is_contiguous() and (len(out) == 1 or out.stride(0) >= out[0].numel())
+
+
+def _scratch(table: HashTable, size: int) -> Tensor:
+    """Memory for one call's kernels, from torch's pool for the current stream; a CPU's calls need none."""
+    return table._counters if size == 0 else torch.empty(size, dtype=torch.uint8, device=table.device)
+
+
+def _dense(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if value.dtype is not dtype:  # a call of to() that changes nothing is not free
+        value = value.to(dtype)
+    return value.contiguous()
+
+
+def _per_row(hit: Tensor, like: Tensor) -> Tensor:
+    """``hit`` [B] in a shape that broadcasts against ``like`` [B, ...]."""
+    return hit.view(-1, *(1,) * (like.dim() - 1))
+
+
+def _blank(target: Tensor, hit: Tensor) -> None:
+    """Zeroes the rows of ``target`` that miss. A GPU is not waited for; on a CPU only those rows are touched."""
+    if target.is_cuda:
+        target.masked_fill_(_per_row(~hit, target), 0)
+        return
+    for row, found in enumerate(hit.tolist()):
+        if not found:
+            target[row].zero_()
+
+
+def _copy_hits(out: Tensor, target: Tensor, hit: Tensor) -> None:
+    """Copies the rows that hit to ``out``. A GPU is not waited for; on a CPU only those rows are touched."""
+    if out.is_cuda:
+        torch.where(_per_row(hit, out), target, out, out=out)
+        return
+    for row, found in enumerate(hit.tolist()):
+        if found:
+            out[row].copy_(target[row])
