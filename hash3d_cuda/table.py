@@ -222,7 +222,7 @@ class HashTable:
             self.options.check_out(out, keys.shape[0])
         engine = operators.direct_engine(self, keys)
         if engine is not None:
-            return QueryResult(*calls.run_query(self, engine, keys, latents, out))
+            return calls.run_query(self, engine, keys, latents, out)
         if out is None:
             return QueryResult(*torch.ops.hash3d.query(self._handle, keys, latents, self._content, self._written))
         answers = torch.ops.hash3d.query.out(self._handle, keys, latents, self._content, self._written, out.detach())
