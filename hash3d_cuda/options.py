@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,10 +163,28 @@ class TableOptions:
     def check_out(self, out: Any, batch: int) -> Tensor:
         """Returns ``out`` ``[B, *feature_shape]`` in the stored dtype, detached (it still shares memory)."""
         out = check_tensor("out", out, (batch, *self.feature_shape), (self.feature_dtype,), self.device)
-        if not out.is_contiguous() and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape)):
-            expected = "a tensor whose numbers each have a place of their own"
-            fail(ValueError, "out", expected, f"one expanded with strides {out.stride()}", "pass a copy, out.clone()")
+        if not out.is_contiguous() and _overlaps(out):
+            raise ValueError(
+                "out: expected a tensor whose numbers each have a place of their own, got shape "
+                f"{list(out.shape)} with strides {list(out.stride())}; pass a copy, out.clone()"
+            )
         return out
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two numbers of a strided tensor share a place. Reads shape and strides alone."""
+    steps = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1)
+    if not steps or not tensor.numel():
+        return False
+    if steps[0][0] == 0:
+        return True
+    spans = itertools.accumulate(stride * (size - 1) for stride, size in steps)
+    if all(stride > span for (stride, _), span in zip(steps[1:], spans)):  # each steps over all that lies below
+        return False
+    places = np.zeros(1, dtype=np.int64)  # strides that interleave may still miss each other
+    for stride, size in steps:
+        places = np.add.outer(places, stride * np.arange(size)).ravel()
+    return len(np.unique(places)) < len(places)
 
 
 def _check_grids(grids: Any) -> tuple[Grid, ...]:
