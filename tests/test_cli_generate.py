@@ -76,6 +76,13 @@ def test_generate_from_a_picture_of_any_mode(tmp_path, mode):
     assert subject["kind"] == "picture" and (subject["azimuth"], subject["elevation"]) == (40, 10)
 
 
+def test_grids_by_name(tmp_path):
+    argv = ["generate", "cube", "--out", str(tmp_path), "--steps", "1", "--quiet", "--grids", "pose", *SMALL]
+    assert main(argv) == 0
+    grids = json.loads((tmp_path / "metrics.json").read_text())["settings"]["grids"]
+    assert grids == [[5, 5, 0.5, 1000], [7, 7, 0.5, 1000], [10, 10, 0.5, 1000]]
+
+
 def test_path_or_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cube").write_text("a file of that name")
