@@ -33,6 +33,14 @@ COUNTERS = 5
 """Next serial, rejected, queries, hits, live: int64 each."""
 
 
+class BudgetTooSmall(ValueError):
+    """A memory budget that does not hold one slot. ``problem`` is the message without the remedy."""
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(f"{problem}; {remedy}")
+        self.problem = problem
+
+
 @dataclass(frozen=True)
 class TableOptions:
     """Everything a table is constructed with. Use :meth:`build`, which validates."""
@@ -133,7 +141,7 @@ class TableOptions:
         """Returns the slots to allocate: ``capacity``, or what the budget leaves after ``fixed_bytes``.
 
         Raises:
-            ValueError: the budget does not hold one slot.
+            BudgetTooSmall: the budget does not hold one slot.
         """
         if self.capacity is not None:
             return self.capacity
@@ -141,10 +149,11 @@ class TableOptions:
         fixed_bytes, slot_bytes = self.fixed_bytes, self.slot_bytes
         slots = (self.memory_budget - fixed_bytes) // slot_bytes
         if slots < 1:
-            raise ValueError(
+            raise BudgetTooSmall(
                 f"memory_budget: expected at least {fixed_bytes + slot_bytes} bytes ({fixed_bytes} for the chains of "
                 f"{len(self.grids)} grids x {self.num_buckets} buckets, {slot_bytes} for one entry), got "
-                f"{self.memory_budget}; raise it, or lower num_buckets, queue_length or the shapes"
+                f"{self.memory_budget}",
+                "raise it, or lower num_buckets, queue_length or the shapes",
             )
         return min(int(slots), 2**31 - 1)
 
