@@ -76,8 +76,8 @@ def generate(
 ) -> Result:
     """Makes a 3D object by score distillation, with the prior's U-Net behind the cache.
 
-    A finished earlier run in ``out`` is replaced once the new one is complete; other files there are left
-    alone.
+    A finished earlier run in ``out`` is replaced once the new one is complete. Other files there are left alone; one
+    that a result would have to take the place of is refused, and with ``force`` kept as ``NAME.kept``.
 
     Args:
         prior: the 2D diffusion prior.
