@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.hooks import HookRegistry, ModelHook
-from torch import Tensor, nn
+from torch import nn
 
 from .beneath import HooksBeneath, is_own_forward
-from .unet import UNetCall
 
 HOOK_NAME = "hash3d_cache"
 _REGISTRY = "_diffusers_hook"  # where diffusers keeps a module's registry
@@ -65,10 +64,6 @@ class RootHook(ModelHook):
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """The forward below this hook, with whatever else is hooked in there."""
         return self.fn_ref.original_forward(*args, **kwargs)
-
-    def plain(self, call: UNetCall) -> Tensor:
-        """The output of ``original``, ``[rows, out_channels, H, W]``."""
-        return self.original(**{**call.as_kwargs(), "return_dict": False})[0]
 
     def beneath(self) -> HooksBeneath:
         """What else is hooked in between this hook and the model's own forward."""
