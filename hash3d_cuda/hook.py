@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -269,6 +269,9 @@ class Hash3DCache:
         if any(tensor.requires_grad for tensor in call.tensors()):
             return True
         return self._state.wants_gradients()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Hash3DCache cannot be copied or pickled; apply_hash3d puts a new one under a copied U-Net")
 
 
 class _Scopes(threading.local):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import warnings
 from typing import Any
@@ -446,6 +448,48 @@ def test_function_transforms(unet: UNet2DConditionModel, inputs: dict[str, Any],
         warnings.simplefilter("ignore")
         call(sample)
         assert torch.equal(transformed(), expected) and cache.last.plain == "transforms"
+    cache.remove()
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "deepcopy under accelerate"])
+def test_copies_have_no_cache(unet: UNet2DConditionModel, inputs: dict[str, Any], full: Tensor, how: str) -> None:
+    if "accelerate" in how:
+        add_hook_to_module(unet, accelerate.hooks.AlignDevicesHook(execution_device="cpu"))
+    names = set(vars(unet))
+    cache = apply(unet)
+    with cache.views(**HERE):
+        unet(**inputs)
+    copied = pickle.loads(pickle.dumps(unet)) if how == "pickle" else copy.deepcopy(unet)
+    assert set(vars(copied)) == names and type(copied) is type(unet)
+    with cache.views(**HERE):
+        unet(**inputs)
+        assert cache.last.kind == "hit"  # the original's goes on
+        copied.conv_out.bias.add_(1.0)
+        assert torch.allclose(copied(**inputs).sample, full + 1.0) and cache.stats().forwards == 2
+    own = apply(copied)
+    with own.views(**HERE):
+        copied(**inputs)
+    assert own.last.kind == "miss"
+    own.remove()
+    cache.remove()
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_copies_under_other_hooks_are_refused(unet: UNet2DConditionModel, below: bool) -> None:
+    """Theirs would run the original from within the copy."""
+    registry = HookRegistry.check_if_exists_or_initialize(unet)
+    if below:
+        registry.register_hook(Doubling(), "other")
+    cache = apply(unet)
+    if not below:
+        registry.register_hook(Doubling(), "other")
+    for how in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"remove\(\)"):
+            how(unet)
+    registry.remove_hook("other")
+    copy.deepcopy(unet)
+    with pytest.raises(TypeError, match="Hash3DCache"):
+        copy.deepcopy(cache)
     cache.remove()
 
 
