@@ -24,10 +24,10 @@ def run_append(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tenso
     features = _dense(features, table.options.feature_dtype)
     rows = keys.shape[0]
     serials = torch.empty(rows, dtype=torch.int64, device=table.device)
-    scratch = _scratch(table, engine.append_scratch())
+    scratch = torch.empty(engine.append_scratch(), dtype=torch.uint8, device=table.device) if table._on_gpu else None
     addresses = keys.data_ptr(), latents.data_ptr(), features.data_ptr(), serials.data_ptr()
     with table._lock:
-        engine.append(rows, *addresses, table._stream(), torch.get_num_threads(), scratch.data_ptr())
+        engine.append(rows, *addresses, table._stream(), torch.get_num_threads(), _address(scratch))
     return serials
 
 
@@ -41,7 +41,7 @@ def run_query(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor
         target = torch.empty(rows, *options.feature_shape, dtype=options.feature_dtype, device=device)
     queue = options.queue_length
     answers = torch.empty(PackedResult.size(rows, queue), dtype=torch.uint8, device=device)
-    scratch = _scratch(table, engine.query_scratch(rows))
+    scratch = torch.empty(engine.query_scratch(rows), dtype=torch.uint8, device=device) if table._on_gpu else None
     with table._lock:
         engine.query(
             rows,
@@ -52,7 +52,7 @@ def run_query(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor
             *PackedResult.addresses(answers, rows, queue),
             table._stream(),
             torch.get_num_threads(),
-            scratch.data_ptr(),
+            _address(scratch),
         )
     result = PackedResult(target if out is None else out, answers, rows, queue)
     if out is None:
@@ -91,9 +91,8 @@ def rows_are_dense(out: Tensor) -> bool:
     return out[0].is_contiguous() and (len(out) == 1 or out.stride(0) >= out[0].numel())
 
 
-def _scratch(table: HashTable, size: int) -> Tensor:
-    """Memory for one call's kernels, from torch's pool for the current stream; a CPU's calls need none."""
-    return table._counters if size == 0 else torch.empty(size, dtype=torch.uint8, device=table.device)
+def _address(scratch: Tensor | None) -> int:
+    return 0 if scratch is None else scratch.data_ptr()
 
 
 def _dense(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -136,6 +136,7 @@ class HashTable:
         # A table made of fake tensors can be traced with, but not run.
         real = type(self._counters) is Tensor
         self._engine = self._make_engine((*self._content, *self._written)) if real else None
+        self._on_gpu = self._device_index() >= 0
 
     def _make_engine(self, memory: Sequence[Tensor]) -> _C.Engine:
         """An engine on this table's memory, ``_content`` and ``_written``, or on copies of it."""
