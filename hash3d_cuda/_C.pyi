@@ -49,6 +49,7 @@ class Engine:
         keys: int,
         latents: int,
         features: int,
+        skip: int,
         serials: int,
         stream: int,
         threads: int,

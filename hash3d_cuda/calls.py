@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from .table import HashTable
 
 
-def run_append(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
+def run_append(
+    table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None
+) -> Tensor:
     """Serials int64 [B]."""
     keys, latents = keys.contiguous(), _dense(latents, torch.float32)
     features = _dense(features, table.options.feature_dtype)
     rows = keys.shape[0]
     serials = torch.empty(rows, dtype=torch.int64, device=table.device)
     scratch = _scratch(table, engine.append_scratch())
-    addresses = keys.data_ptr(), latents.data_ptr(), features.data_ptr(), serials.data_ptr()
+    skip = None if skip is None else skip.contiguous()
+    mask = 0 if skip is None else skip.data_ptr()
+    addresses = keys.data_ptr(), latents.data_ptr(), features.data_ptr(), mask, serials.data_ptr()
     with table._lock:
         engine.append(rows, *addresses, table._stream(), torch.get_num_threads(), scratch.data_ptr())
     return serials

@@ -89,15 +89,16 @@ struct Engine {
 
   void clear(Address stream) const { hash3d::clear(table, context(stream)); }
 
-  void append(int64_t count, Address keys, Address latents, Address features, Address serials, Address stream,
-              int threads, Address scratch) const {
-    const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), pointer<void>(features)};
+  void append(int64_t count, Address keys, Address latents, Address features, Address skip, Address serials,
+              Address stream, int threads, Address scratch) const {
+    const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), pointer<void>(features),
+                              pointer<uint8_t>(skip)};
     hash3d::append(table, items, pointer<int64_t>(serials), context(stream, scratch, threads));
   }
 
   void query(int64_t count, Address keys, Address latents, Address features, int64_t feature_stride, Address hit,
              Address grid, Address serials, Address weights, Address stream, int threads, Address scratch) const {
-    const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), nullptr};
+    const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), nullptr, nullptr};
     const hash3d::Answers answers{pointer<void>(features),   feature_stride,
                                   pointer<uint8_t>(hit),     pointer<int32_t>(grid),
                                   pointer<int64_t>(serials), pointer<float>(weights)};

@@ -68,11 +68,13 @@ struct Context {
 };
 
 // B items: keys float32 [B,4], latents float32 [B,latent_size], features feature_dtype [B,feature_size]; all dense.
+// `skip` uint8 [B], for an append only: items not to store where it is not 0; null for none.
 struct Items {
   int64_t count;
   const float* keys;
   const float* latents;
   const void* features;
+  const uint8_t* skip = nullptr;
 };
 
 // Answers of a query. `features` rows are `feature_stride` numbers apart, each dense; rows that miss are not written.
@@ -87,7 +89,8 @@ struct Answers {
 
 // Empties the table: serials start from 0, averages and counters are reset.
 void clear(const Table& table, const Context& context);
-// Stores items in order, as if one by one (rules 3-5, 7, 10); serials int64 [B], -1 for what is not finite.
+// Stores items in order, as if one by one (rules 3-5, 7, 10); serials int64 [B], -1 for what is not finite. An item to
+// skip changes nothing, uses up no serial and gets -1; a batch is stored as if it were not in it.
 void append(const Table& table, const Items& items, int64_t* serials, const Context& context);
 // Finds, weighs and blends (rules 4-6, 8-10).
 void query(const Table& table, const Items& items, const Answers& answers, const Context& context);
