@@ -119,6 +119,25 @@ struct Engine {
   }
 };
 
+// Three captured graphs (cudaGraph_t) as one that is launched at once; the Python side keeps the memory they work on.
+class JoinedGraph {
+ public:
+  JoinedGraph(int device, Address before, Address body, Address after, Address need)
+      : device_(device),
+        joined_(hash3d::join_pieces(
+            {pointer<void>(before), pointer<void>(body), pointer<void>(after), pointer<int32_t>(need)},
+            make_context(device, 0, 0, 1))) {}
+  ~JoinedGraph() { hash3d::release_joined(joined_); }
+  JoinedGraph(const JoinedGraph&) = delete;
+  JoinedGraph& operator=(const JoinedGraph&) = delete;
+
+  void launch(Address stream) const { hash3d::launch_joined(joined_, make_context(device_, stream, 0, 1)); }
+
+ private:
+  int device_;
+  void* joined_;
+};
+
 py::dict build_info() {
   const hash3d::BuildInfo info = hash3d::build_info();
   py::dict result;
@@ -160,6 +179,12 @@ PYBIND11_MODULE(_C, m) {
       .def("similarity", &Engine::similarity, no_gil)
       .def("restore", &Engine::restore, no_gil);
 
+  py::class_<JoinedGraph>(m, "JoinedGraph")
+      .def(py::init<int, Address, Address, Address, Address>(), py::arg("device"), py::arg("before"), py::arg("body"),
+           py::arg("after"), py::arg("need"))
+      .def("launch", &JoinedGraph::launch, no_gil);
+
+  m.def("missing_for_joins", &hash3d::missing_for_joins);
   m.def("build_info", &build_info);
   m.def("use_simd", &hash3d::use_simd);
   m.def("supports", [](const std::string& type) {

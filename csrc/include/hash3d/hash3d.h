@@ -104,6 +104,25 @@ void similarity(const Table& table, const float* keys, int64_t count, float* ave
 void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow,
              const Context& context);
 
+// Captured work in three pieces, cudaGraph_t each, that one launch runs in this order. `need` int32 lies on the device;
+// `body` runs only where it is not 0 once `before` is over.
+struct Pieces {
+  void* before;
+  void* body;
+  void* after;
+  const int32_t* need;
+};
+
+// Joins the pieces by a conditional node and returns a cudaGraphExec_t to launch and, in the end, to release. The
+// pieces are copied; the memory they work on is the caller's to keep. Neither waits for the device. Throws where
+// `missing_for_joins` is not empty, or a node of `body` is none that conditional nodes allow: kernels, copies and fills
+// of device memory, child graphs, conditional nodes.
+void* join_pieces(const Pieces& pieces, const Context& context);
+void launch_joined(void* joined, const Context& context);
+void release_joined(void* joined);
+// What this build or this machine's driver lacks for joining pieces: CUDA 12.4 or later. Empty when nothing.
+std::string missing_for_joins();
+
 // Bytes that `Context::scratch` must have for an append, and for a query of `count` items; 0 on the CPU.
 int64_t append_scratch(const Config& config, DeviceType type);
 int64_t query_scratch(const Config& config, int64_t count, DeviceType type);
