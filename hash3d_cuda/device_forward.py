@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar
@@ -64,6 +65,7 @@ class DevicePieces:
             self._order = _index(order, device)  # item by item -> the batch's rows
             self._places = _index([order.index(row) for row in range(self._rows)], device)  # and back
         self.output: Tensor | None = None
+        self._state: Any = None
 
     def fill(self, call: UNetCall, views: DeviceViews, tried: bool) -> None:
         """Hands over a call, its poses and the coin."""
@@ -92,6 +94,13 @@ class DevicePieces:
             self._look_up()
             self._entries.copy_(entries)
             self.after()
+
+    def keep_for(self, stream: torch.cuda.Stream) -> None:
+        own = (self.keys, self.tried, self.found, self.need, self._entries, self._room, self.output, self._counts)
+        for memory in (*own, self._order, self._places, *self._static.buffers):
+            if memory is not None:
+                memory.record_stream(stream)
+        self.table._stream()
 
     def before(self) -> None:
         self._enter()
@@ -193,7 +202,13 @@ class DeviceForward:
             pieces.fill(call, views, tried)
             runner.launch()
             return _results(pieces, tried)
-        self._programs.pop(name, None)
+        if self._programs.pop(name, None) is not None:
+            warnings.warn(
+                "hash3d: the weights have moved, so the forward's CUDA graph is made anew, which costs seconds; where "
+                'they move at every call (offloading), pass decide="host"',
+                RuntimeWarning,
+                stacklevel=2,
+            )
         pieces = DevicePieces(
             self._parts, call, self.layout, self._latent_channels, self._counted_on(call.sample.device)
         )
@@ -272,11 +287,14 @@ class LateCounts:
 class LateDecision(Decision):
     """A decision that lies on the device until someone asks; then it is waited for."""
 
+    _found: Any  # bool [B]; a list once it has been asked for
+    _fallback: str
+
     def __init__(self, found: Tensor, tried: bool) -> None:
         self.__dict__.update(plain=None, _found=found, _fallback="miss" if tried else "bypass")
 
     @property
-    def kinds(self) -> tuple[str, ...]:  # type: ignore[override]
+    def kinds(self) -> tuple[str, ...]:
         if isinstance(self._found, Tensor):
             self.__dict__["_found"] = self._found.tolist()
         return tuple("hit" if hit else self._fallback for hit in self._found)

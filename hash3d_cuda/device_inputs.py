@@ -60,16 +60,17 @@ class StaticCall:
 
     def __init__(self, call: UNetCall) -> None:
         timestep = _as_tensor(call.timestep)
-        self._buffers: list[Tensor] = []
+        self.buffers: list[Tensor] = []  # the timestep's first
         with torch.inference_mode(False):  # or they could not be written to outside inference mode
             self._timestep = torch.empty_like(timestep, device=call.sample.device)
+            self.buffers.append(self._timestep)
             rest = _without_timestep(call)
             own = {field.name: _map_tensors(getattr(rest, field.name), self._own) for field in fields(rest)}
         self.call = replace(rest, **{**own, "timestep": self._timestep})
 
     def fill(self, call: UNetCall) -> None:
         """Copies the call's tensors; a GPU is not waited for."""
-        for buffer, value in zip(self._buffers, _without_timestep(call).tensors(), strict=True):
+        for buffer, value in zip(self.buffers[1:], _without_timestep(call).tensors(), strict=True):
             buffer.copy_(value, non_blocking=True)
         timestep = call.timestep
         if not isinstance(timestep, Tensor):
@@ -80,8 +81,8 @@ class StaticCall:
             self._timestep.copy_(timestep, non_blocking=True)
 
     def _own(self, value: Tensor) -> Tensor:
-        self._buffers.append(torch.empty_like(value))
-        return self._buffers[-1]
+        self.buffers.append(torch.empty_like(value))
+        return self.buffers[-1]
 
 
 def form_of(call: UNetCall) -> Hashable:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from . import _C
 
@@ -21,6 +22,9 @@ class Pieces(Protocol):
 
     def running(self) -> contextlib.AbstractContextManager[Any]:
         """What surrounds the pieces."""
+
+    def keep_for(self, stream: torch.cuda.Stream) -> None:
+        """Sees to it that the memory is not given away before work on ``stream`` is done with it."""
 
     def before(self) -> None: ...
     def body(self) -> None: ...
@@ -54,15 +58,22 @@ class GraphRunner:
     def __init__(self, pieces: Pieces, unet: nn.Module) -> None:
         self._weights = [*unet.parameters(), *unet.buffers()]
         self._addresses = _addresses(self._weights)
+        self._pieces = pieces
         self._device = pieces.need.device
-        stream, pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
+        self._streams: set[int] = set()
+        if any(isinstance(module, _DropoutNd) and module.training and module.p > 0 for module in unet.modules()):
+            raise RuntimeError(
+                f"decide: a graph would repeat its dropout's random numbers; call unet.eval(), or {HOST}"
+            )
         try:
             # torch's graphs keep the memory that their nodes work on; they are never instantiated or replayed.
-            self._captured = [
-                _capture(piece, pieces, stream, pool) for piece in (pieces.before, pieces.body, pieces.after)
-            ]
-            raw = [graph.raw_cuda_graph() for graph in self._captured]
-            self._joined = _C.JoinedGraph(self._device.index, *raw, pieces.need.data_ptr())
+            with torch.cuda.device(self._device):
+                stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+                self._captured = [
+                    _capture(piece, pieces, stream, pool) for piece in (pieces.before, pieces.body, pieces.after)
+                ]
+            before, body, after = (graph.raw_cuda_graph() for graph in self._captured)
+            self._joined = _C.JoinedGraph(self._device.index, before, body, after, pieces.need.data_ptr())
         except RuntimeError as error:
             raise RuntimeError(f"decide: this U-Net's forward cannot become a CUDA graph; {HOST}: {error}") from error
 
@@ -90,7 +101,11 @@ class GraphRunner:
         return _addresses(self._weights) != self._addresses
 
     def launch(self) -> None:
-        self._joined.launch(torch.cuda.current_stream(self._device).cuda_stream)
+        stream = torch.cuda.current_stream(self._device)
+        if stream.cuda_stream not in self._streams:
+            self._streams.add(stream.cuda_stream)
+            self._pieces.keep_for(stream)
+        self._joined.launch(stream.cuda_stream)
 
 
 def _capture(piece: Any, pieces: Pieces, stream: Any, pool: Any) -> torch.cuda.CUDAGraph:
