@@ -1,11 +1,12 @@
 """What the benchmarks share: sizes, dtypes, devices, and one way of timing.
 
-Times are paired: in every round the rival runs right before the subject, and the ratio is the median of the rounds'
-ratios. What slows the machine for a while slows both.
+Times are paired: the rival runs right before and right after each round of the subject, and the ratio is the median of
+the rounds' ratios to the mean of the two. What slows the machine for a while slows both.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -81,7 +82,7 @@ def compare(
     warm: int = 0,
     note: str = "",
 ) -> None:
-    """Times ``subject`` under pytest-benchmark, and ``rival`` before each of its rounds.
+    """Times ``subject`` under pytest-benchmark, and ``rival`` before and after each of its rounds.
 
     Args:
         against: what the rival is, for the reader.
@@ -107,14 +108,15 @@ def compare(
     benchmark.pedantic(subject, setup=before, rounds=rounds, iterations=1, warmup_rounds=warmup)
     if benchmark.disabled:
         return
+    before()
     times = list(benchmark.stats.stats.data)
-    rivals = rivals[-len(times) :]
+    around = [(first + second) / 2 for first, second in itertools.pairwise(rivals[-len(times) - 1 :])]
     median = statistics.median(times)
     benchmark.extra_info.update(
         device=device,
         against=against,
         rival_median=statistics.median(rivals),
-        ratio=statistics.median(mine / theirs for mine, theirs in zip(times, rivals)),
+        ratio=statistics.median(mine / theirs for mine, theirs in zip(times, around, strict=True)),
         limit=limit,
         note=note,
     )

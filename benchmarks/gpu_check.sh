@@ -21,7 +21,7 @@ python=$(command -v "${PYTHON:-python3}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 run=$work/venv/bin/python
-export PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HASH3D_TEST_DEVICES=$device
 if [ "$device" = cuda ]; then # for this GPU only: a quicker build
   export CUDAARCHS=${CUDAARCHS:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)}
   [ -n "$CUDAARCHS" ] || unset CUDAARCHS
@@ -103,6 +103,13 @@ tests() {
   pytest_in_tree --durations=5 "$@"
 }
 
+# A process per file, as many at a time as there are cores.
+tests_apart() {
+  one() { pytest_in_tree "$1" || [ $? -eq 5 ]; } # 5: everything in it is skipped
+  export -f one
+  printf '%s\0' "$@" | xargs -0 -n 1 -P "$(nproc)" bash -c 'one "$1"' -
+}
+
 # The kernels under a tool of compute-sanitizer; torch's own allocator would hide reads past the end of a block.
 sanitizer() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 86 --target-processes all \
@@ -159,8 +166,8 @@ fi
 stage 60 tests-cuda tests tree/tests/test_cuda.py
 stage 60 tests-no-wait tests tree/tests/test_cuda_hook.py
 stage 60 tests-device tests tree/tests/test_cuda_device.py
-stage 90 tests-table tests "${table_tests[@]}"
-[ ${#more[@]} -eq 0 ] || stage 120 tests-rest tests "${more[@]}"
+stage 120 tests-table tests_apart "${table_tests[@]}"
+[ ${#more[@]} -eq 0 ] || stage 150 tests-rest tests_apart "${more[@]}"
 for part in tests-cuda tests-no-wait tests-device; do
   ! grep -q skipped "$out/$part.log" || left_out "$part: some or all were skipped, see $part.log"
 done

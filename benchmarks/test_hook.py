@@ -46,7 +46,7 @@ def rounds(device: str, quick: bool) -> int:
     """A full forward at SD's size takes a CPU many seconds."""
     if device != "cpu":
         return 51
-    return 9 if quick else 5
+    return 15 if quick else 11
 
 
 def test_hit(benchmark, unet, prepared):

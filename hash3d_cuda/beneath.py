@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from .unet.split import MODEL_FORWARD
+
 _Before = Callable[..., tuple[Any, Any]]  # (module, *args, **kwargs) -> args, kwargs
 _After = Callable[[nn.Module, Any], Any]  # (module, output) -> output
 
@@ -15,7 +17,8 @@ class HooksBeneath:
     """What is hooked in between the cache and the model's own forward.
 
     Known are diffusers' ``ModelHook`` and accelerate's (such as CPU offloading) that surround the forward.
-    ``surround`` is False when anything else is there, or a hook that replaces the forward: then the split must not run.
+    ``surround`` is False when anything else is there, a hook that replaces the forward, or a subclass's own forward:
+    then the split must not run.
     """
 
     def __init__(self, module: nn.Module, hooks: dict[str, Any], order: list[str], lowest: Callable[..., Any]) -> None:
@@ -31,11 +34,11 @@ class HooksBeneath:
             self._after.append(reference.post_forward)
             self.surround &= reference.original_forward is None
             lowest = reference.forward
-        if is_own_forward(module, lowest):
+        if _is_models_forward(module, lowest):
             return
         accelerate = vars(module).get("_hf_hook")
         own = vars(module).get("_old_forward")
-        if accelerate is None or getattr(lowest, "__wrapped__", None) != own or not is_own_forward(module, own):
+        if accelerate is None or getattr(lowest, "__wrapped__", None) != own or not _is_models_forward(module, own):
             self.surround = False
             return
         self._before.append(accelerate.pre_forward)
@@ -56,5 +59,12 @@ class HooksBeneath:
 
 def is_own_forward(module: nn.Module, forward: Any) -> bool:
     """Whether ``forward`` is the method of the module's class, bound to it."""
-    is_method = getattr(forward, "__func__", None) is type(module).forward
-    return is_method and getattr(forward, "__self__", None) is module
+    return _is_bound(forward, type(module).forward, module)
+
+
+def _is_models_forward(module: nn.Module, forward: Any) -> bool:
+    return _is_bound(forward, MODEL_FORWARD, module)
+
+
+def _is_bound(forward: Any, function: Any, module: nn.Module) -> bool:
+    return getattr(forward, "__func__", None) is function and getattr(forward, "__self__", None) is module

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from .results import PackedResult, QueryResult
 
 if TYPE_CHECKING:
     from .table import HashTable
@@ -25,32 +26,26 @@ def run_append(
     features = _dense(features, table.options.feature_dtype)
     rows = keys.shape[0]
     serials = torch.empty(rows, dtype=torch.int64, device=table.device)
-    scratch = _scratch(table, engine.append_scratch())
+    scratch = torch.empty(engine.append_scratch(), dtype=torch.uint8, device=table.device) if table._on_gpu else None
     skip = None if skip is None else skip.contiguous()
     mask = 0 if skip is None else skip.data_ptr()
     addresses = keys.data_ptr(), latents.data_ptr(), features.data_ptr(), mask, serials.data_ptr()
     with table._lock:
-        engine.append(rows, *addresses, table._stream(), torch.get_num_threads(), scratch.data_ptr())
+        engine.append(rows, *addresses, table._stream(), torch.get_num_threads(), _address(scratch))
     return serials
 
 
-def run_query(
-    table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, out: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Features (``out`` itself where it is given), hit, grid, serials and weights."""
+def run_query(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, out: Tensor | None) -> QueryResult:
+    """Features are ``out`` itself where it is given."""
     keys, latents = keys.contiguous(), _dense(latents, torch.float32)
     rows, options, device = keys.shape[0], table.options, table.device
     if out is not None and rows_are_dense(out):
         target = out
     else:
         target = torch.empty(rows, *options.feature_shape, dtype=options.feature_dtype, device=device)
-    # Sizes one by one: a tuple of them takes half as long again.
-    hit = torch.empty(rows, dtype=torch.bool, device=device)
-    grid = torch.empty(rows, dtype=torch.int32, device=device)
-    serials = torch.empty(rows, options.queue_length, dtype=torch.int64, device=device)
-    weights = torch.empty(rows, options.queue_length, device=device)
-    scratch = _scratch(table, engine.query_scratch(rows))
-    answers = hit.data_ptr(), grid.data_ptr(), serials.data_ptr(), weights.data_ptr()
+    queue = options.queue_length
+    answers = torch.empty(PackedResult.size(rows, queue), dtype=torch.uint8, device=device)
+    scratch = torch.empty(engine.query_scratch(rows), dtype=torch.uint8, device=device) if table._on_gpu else None
     with table._lock:
         engine.query(
             rows,
@@ -58,19 +53,20 @@ def run_query(
             latents.data_ptr(),
             target.data_ptr(),
             target.stride(0),
-            *answers,
+            *PackedResult.addresses(answers, rows, queue),
             table._stream(),
             torch.get_num_threads(),
-            scratch.data_ptr(),
+            _address(scratch),
         )
+    result = PackedResult(target if out is None else out, answers, rows, queue)
     if out is None:
-        _blank(target, hit)
-        return target, hit, grid, serials, weights
+        _blank(target, result.hit)
+        return result
     if target is not out:
-        _copy_hits(out.detach(), target, hit)
+        _copy_hits(out.detach(), target, result.hit)
     if not out.is_inference():  # so that autograd notices, should it have kept ``out`` for a backward pass
         torch.autograd.graph.increment_version(out)
-    return out, hit, grid, serials, weights
+    return result
 
 
 def run_lookup(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
@@ -99,9 +95,8 @@ def rows_are_dense(out: Tensor) -> bool:
     return out[0].is_contiguous() and (len(out) == 1 or out.stride(0) >= out[0].numel())
 
 
-def _scratch(table: HashTable, size: int) -> Tensor:
-    """Memory for one call's kernels, from torch's pool for the current stream; a CPU's calls need none."""
-    return table._counters if size == 0 else torch.empty(size, dtype=torch.uint8, device=table.device)
+def _address(scratch: Tensor | None) -> int:
+    return 0 if scratch is None else scratch.data_ptr()
 
 
 def _dense(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -125,8 +125,9 @@ def check_tensor(
 ) -> Tensor:
     """Returns ``value`` detached; raises TypeError for a non-tensor or a wrong dtype, ValueError for a wrong shape
     (a tuple; ``None`` in its first place stands for any size) or device."""
-    if isinstance(value, Tensor) and value.dtype in dtypes and value.device == device and _fits(value, shape):
-        if value.layout == torch.strided:  # all is well, as at nearly every call: no message is made up
+    alike = isinstance(value, Tensor) and value.dtype in dtypes and value.device == device
+    if alike and (value.shape == shape or _fits(value, shape)):
+        if value.layout is torch.strided:  # all is well, as at nearly every call: no message is made up
             return value.detach() if value.requires_grad else value
         fail(TypeError, name, "a dense tensor", value.layout, "convert it with .to_dense()")
     want = "[" + ", ".join("N" if size is None else str(size) for size in shape) + "]"
@@ -143,8 +144,6 @@ def check_tensor(
 
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
     sizes = value.shape
-    if sizes == shape:
-        return True
     return len(sizes) == len(shape) and sizes[1:] == shape[1:] and bool(shape) and shape[0] is None
 
 

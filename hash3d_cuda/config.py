@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .checks import check_choice, check_int, check_real, fail, parse_bytes
 from .keys import PAPER_GRIDS, Grid
 from .options import TableOptions
+from .rows import Rows, check_rows
 
 MODES = ("feature", "noise")
 DECIDERS = ("host", "device")
-ROW_ORDERS = ("group-major", "item-major", "perp-neg")
 DEFAULT_MEMORY_BUDGET = "2GiB"
 # Handed to the table as they are.
 _TABLE_OPTIONS = (
@@ -65,7 +64,7 @@ class Hash3DConfig:
     eta: float = 0.1
     position: int = 2
     groups: int = 2
-    rows: str | Callable[[int, int], Any] | Sequence[Sequence[int]] | Tensor = "group-major"
+    rows: Rows = "group-major"
     mode: str = "feature"
     memory_budget: int | str | None = None
     capacity: int | None = None
@@ -98,9 +97,8 @@ class Hash3DConfig:
                 fail(TypeError, name, "True or False", getattr(self, name), f"pass {name}=True or leave it out")
         if self.decide == "device":
             self._check_device_options()
-        if isinstance(self.rows, str):
-            check_choice("rows", self.rows, ROW_ORDERS)
-        if self.rows == "perp-neg" and self.groups < 3:
+        check_rows(self.rows, self.groups)
+        if isinstance(self.rows, str) and self.rows == "perp-neg" and self.groups < 3:
             fail(ValueError, "groups", 'at least 3 with rows="perp-neg"', self.groups, "pass groups=4")
         if self.memory_budget is None and self.capacity is None:
             self.memory_budget = DEFAULT_MEMORY_BUDGET

@@ -65,6 +65,8 @@ class GraphRunner:
             raise RuntimeError(
                 f"decide: a graph would repeat its dropout's random numbers; call unet.eval(), or {HOST}"
             )
+        if any(map(_is_offloaded, unet.modules())):
+            raise RuntimeError(f"decide: the weights are offloaded, and a graph needs them in one place; {HOST}")
         try:
             # torch's graphs keep the memory that their nodes work on; they are never instantiated or replayed.
             with torch.cuda.device(self._device):
@@ -129,6 +131,12 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate brings the module's weights for each call, as other tensors."""
+    hook = vars(module).get("_hf_hook")
+    return any(getattr(one, "offload", False) for one in (hook, *getattr(hook, "hooks", ())))
 
 
 def _addresses(weights: list[Tensor]) -> list[int]:

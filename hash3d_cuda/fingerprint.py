@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from operator import is_
 from typing import Any
 
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from .unet import UNetCall
+from .watch import ModelWatch
 
 _FREEU = ("s1", "s2", "b1", "b2")
 
@@ -27,69 +29,65 @@ class _Same:
 
 
 class ModelState:
-    """Watches a U-Net's weights, attention processors, LoRA layers and FreeU, and which inputs a call has.
+    """Watches a U-Net's modules and weights (see :class:`.watch.ModelWatch`), attention processors, LoRA layers and
+    FreeU, and which inputs a call has.
 
-    It sees what is cheap to see (tens of microseconds). It does not read the values of input tensors: prompt or pose
-    embeddings that follow the view are expected to differ from call to call. What is neither in the key nor seen here
-    must be told apart by ``views(condition=...)``.
+    ``look()`` and ``fingerprint()`` together took 0.12 ms for Stable Diffusion's 684 weights when called in a loop and
+    0.5 ms between forwards (a 2-core EPYC); each LoRA layer adds 2 to 3 us. They do not read the values of input
+    tensors: prompt or pose embeddings that follow the view are expected to differ from call to call. What is neither in
+    the key nor seen here must be told apart by ``views(condition=...)``, or be followed by ``clear()``.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._unet = unet
-        self._adapters: tuple[Hashable, ...] | None = None
-        self._walk()
+        self._watch = ModelWatch(unet)
+        self._note_modules()
+
+    def look(self) -> bool:
+        """To be called before a forward. Returns whether modules were exchanged since the last time."""
+        exchanged = self._watch.look()
+        if exchanged:
+            self._note_modules()
+        return exchanged
 
     def fingerprint(self, call: UNetCall) -> Hashable:
-        """Returns a hashable value, equal for two calls only if the state they ran in looks the same."""
-        adapters = self._adapter_names()
-        if adapters != self._adapters:  # layers were put in or taken out
-            self._walk()
+        """Returns a hashable value, equal for two calls only if the state they ran in looked the same."""
         return (self._model(), _inputs(call))
 
-    def _walk(self) -> None:
-        """Looks for the modules to watch."""
-        modules = list(self._unet.modules())
-        self._adapters = self._adapter_names()
-        self._parameters = list(self._unet.parameters())
+    def wants_gradients(self) -> bool:
+        """Whether some weight requires a gradient."""
+        return self._watch.wants_gradients()
+
+    def _note_modules(self) -> None:
+        modules = self._watch.modules
         self._attentions = [module for module in modules if hasattr(module, "processor")]
         self._lora_layers = [module for module in modules if hasattr(module, "scaling") and hasattr(module, "merged")]
+        self._note_processors([module.processor for module in self._attentions])
 
-    def _adapter_names(self) -> tuple[Hashable, ...]:
-        return tuple(getattr(self._unet, "peft_config", None) or ())
+    def _note_processors(self, processors: list[Any]) -> None:
+        self._processors = tuple(_Same(processor) for processor in processors)
+        self._known_processors = processors
+        self._scaled = [processor for processor in processors if hasattr(processor, "scale")]  # IP-Adapters
 
     def _model(self) -> Hashable:
-        unet = self._unet
+        processors = [module.processor for module in self._attentions]
+        if not all(map(is_, processors, self._known_processors)):
+            self._note_processors(processors)
         return (
-            unet.training,
-            self._adapters,
-            _weight_version(self._parameters),
-            tuple(_processor_state(module.processor) for module in self._attentions),
+            self._unet.training,
+            self._watch.state(),
+            self._processors,
+            tuple(_shape(processor.scale) for processor in self._scaled),
             tuple(_lora_state(layer) for layer in self._lora_layers),
-            tuple(getattr(block, name, None) for block in unet.up_blocks for name in _FREEU),
-            _Same(unet.encoder_hid_proj),
+            tuple(vars(block).get(name) for block in self._unet.up_blocks for name in _FREEU),
         )
 
 
-def _weight_version(parameters: list[nn.Parameter]) -> int:
-    """Grows with every change of a weight in place: an optimiser's step, ``load_state_dict``."""
-    try:
-        return sum(parameter._version for parameter in parameters)
-    except RuntimeError:  # weights made under inference_mode count no versions, and cannot be changed outside it
-        return -1
-
-
-def _processor_state(processor: Any) -> Hashable:
-    """An attention processor, and its scale (an IP-Adapter's)."""
-    return _Same(processor), _shape(getattr(processor, "scale", None))
-
-
 def _lora_state(layer: Any) -> Hashable:
-    return (
-        tuple(getattr(layer, "active_adapters", ())),
-        tuple(layer.scaling.items()),
-        bool(layer.merged),
-        bool(getattr(layer, "disable_adapters", False)),
-    )
+    # diffusers multiplies the scaling by a call's scale and divides it again, which is off by a last bit at times.
+    scaling = ((name, round(scale, 9)) for name, scale in layer.scaling.items())
+    disabled = bool(getattr(layer, "disable_adapters", False))
+    return tuple(getattr(layer, "active_adapters", ())), tuple(scaling), bool(layer.merged), disabled
 
 
 def _inputs(call: UNetCall) -> Hashable:

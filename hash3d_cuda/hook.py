@@ -7,16 +7,18 @@ foreign code in the way, ...) goes to the U-Net's own forward, so that the answe
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .cached import CachedForward
 from .checks import FEATURE_DTYPES, fail
@@ -31,20 +33,24 @@ from .rows import RowLayout
 from .stats import CacheStats, Decision
 from .table import HashTable
 from .unet import UNetCall, count_positions
+from .unet.layout import runs_in_parts
 
 # Reasons for which a call inside ``views`` goes to the plain U-Net, and the remedies.
 _REASONS = {
     "arguments": "the call has arguments that this version of hash3d-cuda does not know",
+    "blocks": "blocks of the U-Net were exchanged for some that cannot be cut at this position",
     "dtype": "the sample is not a float32, float16 or bfloat16 tensor",
     "device": "the sample is neither on a CPU nor on a CUDA device",
     "gligen": "GLIGEN's grounding (cross_attention_kwargs) is not split",
     "gradients": "gradients are wanted through it; run it under torch.no_grad(), or call unet.requires_grad_(False)",
     "rows": "the batch does not divide by Hash3DConfig.groups; check groups, or wrap the call in cache.bypass()",
-    "hooks": "other code is wrapped around the U-Net's forward, or around the block that is cut; apply it after the "
-    "cache, or choose another position",
+    "hooks": "other code is wrapped around the U-Net's forward, or around the block that is cut, or the class of one "
+    "has a forward of its own; apply it after the cache, or choose another position",
     "shape": "the call differs from the first in shape, dtype, device or autocast; call cache.clear() to start anew "
     "with it, or use one cache per shape",
+    "transforms": "it runs under forward-mode differentiation or a torch.func transform (vmap, jvp, grad)",
 }
+_NOT_THE_USERS = ("hash3d_cuda", "torch", "diffusers", "accelerate")
 
 
 def apply_hash3d(unet: UNet2DConditionModel, config: Hash3DConfig | None = None) -> Hash3DCache:
@@ -86,7 +92,8 @@ class Hash3DCache:
         self._unet: UNet2DConditionModel | None = unet
         self._copies = HostCopies(config.strict)
         self._hook = RootHook(unet, self._forward)
-        self._parts = FeatureParts(unet, config) if config.mode == "feature" else NoiseParts(self._hook.plain)
+        self._parts = FeatureParts(unet, config) if config.mode == "feature" else NoiseParts(unet)
+        self._can_cut = True
         told = config, RowLayout(config.rows, config.groups), self._parts, unet.config.out_channels, self._copies
         self._device = DeviceForward(unet, *told) if config.decide == "device" else None
         self._cached: CachedForward | DeviceForward = self._device or CachedForward(*told)
@@ -109,21 +116,24 @@ class Hash3DCache:
             elevation, azimuth, radius: degrees, degrees, scene units: a number, or B of them in a sequence, array or
                 tensor. Host values cost nothing; a CUDA tensor is waited for.
             timestep: the same. None: taken from the U-Net's own argument.
-            condition: a hashable id of everything else the features depend on - prompt, input image, ControlNet
-                picture - or a list of B ids. Entries are only reused under an equal id. None is an id too: with it the
-                caller vouches that all that is not in the key stays the same. Changes of the weights, attention
-                processors, LoRA scales, FreeU and of which inputs are given are noticed without it.
+            condition: a hashable id of everything else the features depend on - prompt, class labels, input image,
+                ControlNet picture - or a list of B ids. Entries are only reused under an equal id. None is an id too:
+                under it, as under any one id, another prompt or picture of the same shape is answered with the
+                features of the first. Exchanged or updated weights and modules, attention processors, LoRA scales,
+                FreeU and which inputs are given are noticed without it; weights written through ``.data``, as
+                diffusers' ``EMAModel.copy_to`` does, are not: call ``clear()`` after that.
 
         Raises:
             TypeError, ValueError: naming the argument.
         """
         kind = Views if self._device is None else DeviceViews
         views = kind(elevation, azimuth, radius, timestep, condition, self._copies)
-        self._local.views.append(views)
+        entered = self._local.views
+        entered.append(views)
         try:
             yield self
         finally:
-            self._local.views.pop()
+            entered.remove(views)  # not always the last: blocks may be left in another order
 
     @contextlib.contextmanager
     def bypass(self) -> Iterator[Hash3DCache]:
@@ -194,8 +204,16 @@ class Hash3DCache:
             return self._hook.original(*args, **kwargs)
         with self._lock:
             self._counts["forward"] += 1
+            if _is_transformed():
+                return self._run_plain("transforms", args, kwargs)
+            if self._state.look():
+                self._cut_anew()
+            if not self._can_cut:
+                return self._run_plain("blocks", args, kwargs)
             beneath = self._hook.beneath()
-            if not (beneath.surround and all(is_bare(block) for block in self._parts.cut_blocks)):
+            if not (
+                beneath.surround and all(is_bare(block) and runs_in_parts(block) for block in self._parts.cut_blocks)
+            ):
                 return self._run_plain("hooks", args, kwargs)
             try:
                 inner_args, inner_kwargs = beneath.before(args, kwargs)
@@ -204,7 +222,7 @@ class Hash3DCache:
                 return self._run_plain("arguments", args, kwargs)
             reason = self._why_plain(call)
             if reason is not None:
-                return self._run_plain(reason, args, kwargs, max(len(call.sample) // self.config.groups, 1))
+                return self._run_plain(reason, args, kwargs)
             output = self._run_cached(call, views)
             return beneath.after(UNet2DConditionOutput(sample=output) if call.return_dict else (output,))
 
@@ -226,13 +244,26 @@ class Hash3DCache:
         self._signature, self._relearn = _signature(call), False
         return output
 
-    def _run_plain(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any], items: int = 1) -> Any:
+    def _cut_anew(self) -> None:
+        """Follows an exchange of modules: the parts are other ones, and the feature may have another shape."""
+        self._cached.forget_shapes()
+        self._signature = None
+        try:
+            self._parts.cut()
+            self._can_cut = True
+        except (TypeError, ValueError):
+            self._can_cut = False
+
+    def _run_plain(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the U-Net as if there were no cache, though inside ``views``."""
-        self._counts["bypass"] += items
+        sample = args[0] if args else kwargs.get("sample")
+        rows = len(sample) if isinstance(sample, Tensor) and sample.dim() > 0 else 0
+        self._counts["bypass"] += max(rows // self.config.groups, 1)
         self.last = Decision(plain=reason)
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(f"hash3d: the plain U-Net runs, uncached: {_REASONS[reason]}", RuntimeWarning, stacklevel=2)
+            message = f"hash3d: the plain U-Net runs, uncached: {_REASONS[reason]}"
+            warnings.warn(message, RuntimeWarning, stacklevel=_stacklevel())
         return self._hook.original(*args, **kwargs)
 
     def _why_plain(self, call: UNetCall) -> str | None:
@@ -257,7 +288,10 @@ class Hash3DCache:
     def _wants_gradients(self, call: UNetCall) -> bool:
         if any(tensor.requires_grad for tensor in call.tensors()):
             return True
-        return self._unet is not None and any(parameter.requires_grad for parameter in self._unet.parameters())
+        return self._state.wants_gradients()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Hash3DCache cannot be copied or pickled; apply_hash3d puts a new one under a copied U-Net")
 
 
 class _Scopes(threading.local):
@@ -270,6 +304,19 @@ class _Scopes(threading.local):
     @property
     def current(self) -> Views | None:
         return self.views[-1] if self.views and not self.bypasses else None
+
+
+def _is_transformed() -> bool:
+    """Whether tensors may carry tangents, or be those of a ``torch.func`` transform."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _stacklevel() -> int:
+    """Of the innermost line that is the user's own, for a warning given by the caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USERS:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _signature(call: UNetCall) -> tuple[Any, ...]:

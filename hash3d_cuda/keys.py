@@ -95,7 +95,7 @@ def _column(name: str, value: Any) -> Tensor:
     else:
         try:
             array = np.asarray(value)
-            if array.dtype == object:  # e.g. a list of 0-d tensors
+            if array.dtype == object and isinstance(value, (Sequence, np.ndarray)):  # e.g. a list of 0-d tensors
                 array = np.array([float(item) for item in value])
             column = torch.from_numpy(array.astype(np.float64, order="C")) if array.dtype.kind in "iuf" else None
         except (TypeError, ValueError, RuntimeError):

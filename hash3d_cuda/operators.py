@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import _C, calls
+from .results import QueryResult
 
 if TYPE_CHECKING:
     from .table import HashTable
@@ -100,7 +101,8 @@ def _append(
 def _query(handle: int, keys: Tensor, latents: Tensor, content: _Memory, written: _Memory) -> tuple[Tensor, ...]:
     table = find(handle)
     keys, latents = table._check_items(keys, latents)
-    return calls.run_query(table, _engine(table, content, written), keys, latents, None)
+    found = calls.run_query(table, _engine(table, content, written), keys, latents, None)
+    return found.features, *_answers(found)
 
 
 def _query_out(
@@ -109,7 +111,12 @@ def _query_out(
     table = find(handle)
     keys, latents = table._check_items(keys, latents)
     table.options.check_out(out, keys.shape[0])
-    return calls.run_query(table, _engine(table, content, written), keys, latents, out)[1:]
+    return _answers(calls.run_query(table, _engine(table, content, written), keys, latents, out))
+
+
+def _answers(found: QueryResult) -> _Answers:
+    """Tensors with memory of their own, as operators must return them."""
+    return found.hit.clone(), found.grid.clone(), found.serials.clone(), found.weights.clone()
 
 
 def _lookup(handle: int, keys: Tensor, content: _Memory, written: _Memory) -> Tensor:

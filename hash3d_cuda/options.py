@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +32,14 @@ WEIGHTINGS = ("softmax", "nearest_key", "uniform")
 COUNTERS = 5
 """Next serial, rejected, queries, hits, live: int64 each."""
 REJECTED = 1  # its place among them
+
+
+class BudgetTooSmall(ValueError):
+    """A memory budget that does not hold one slot. ``problem`` is the message without the remedy."""
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(f"{problem}; {remedy}")
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class TableOptions:
         """Returns the slots to allocate: ``capacity``, or what the budget leaves after ``fixed_bytes``.
 
         Raises:
-            ValueError: the budget does not hold one slot.
+            BudgetTooSmall: the budget does not hold one slot.
         """
         if self.capacity is not None:
             return self.capacity
@@ -140,10 +150,11 @@ class TableOptions:
         fixed_bytes, slot_bytes = self.fixed_bytes, self.slot_bytes
         slots = (self.memory_budget - fixed_bytes) // slot_bytes
         if slots < 1:
-            raise ValueError(
+            raise BudgetTooSmall(
                 f"memory_budget: expected at least {fixed_bytes + slot_bytes} bytes ({fixed_bytes} for the chains of "
                 f"{len(self.grids)} grids x {self.num_buckets} buckets, {slot_bytes} for one entry), got "
-                f"{self.memory_budget}; raise it, or lower num_buckets, queue_length or the shapes"
+                f"{self.memory_budget}",
+                "raise it, or lower num_buckets, queue_length or the shapes",
             )
         return min(int(slots), 2**31 - 1)
 
@@ -166,10 +177,28 @@ class TableOptions:
     def check_out(self, out: Any, batch: int) -> Tensor:
         """Returns ``out`` ``[B, *feature_shape]`` in the stored dtype, detached (it still shares memory)."""
         out = check_tensor("out", out, (batch, *self.feature_shape), (self.feature_dtype,), self.device)
-        if not out.is_contiguous() and any(s == 0 and n > 1 for s, n in zip(out.stride(), out.shape)):
-            expected = "a tensor whose numbers each have a place of their own"
-            fail(ValueError, "out", expected, f"one expanded with strides {out.stride()}", "pass a copy, out.clone()")
+        if not out.is_contiguous() and _overlaps(out):
+            raise ValueError(
+                "out: expected a tensor whose numbers each have a place of their own, got shape "
+                f"{list(out.shape)} with strides {list(out.stride())}; pass a copy, out.clone()"
+            )
         return out
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two numbers of a strided tensor share a place. Reads shape and strides alone."""
+    steps = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1)
+    if not steps or not tensor.numel():
+        return False
+    if steps[0][0] == 0:
+        return True
+    spans = itertools.accumulate(stride * (size - 1) for stride, size in steps)
+    if all(stride > span for (stride, _), span in zip(steps[1:], spans)):  # each steps over all that lies below
+        return False
+    places = np.zeros(1, dtype=np.int64)  # strides that interleave may still miss each other
+    for stride, size in steps:
+        places = np.add.outer(places, stride * np.arange(size)).ravel()
+    return len(np.unique(places)) < len(places)
 
 
 def _check_grids(grids: Any) -> tuple[Grid, ...]:

@@ -17,15 +17,20 @@ from torch import Tensor, nn
 from .config import Hash3DConfig
 from .unet import SplitUNet, UNetCall
 from .unet.call import lora_scale, take_rows
-from .unet.split import gather_residuals, head_inputs
-
-Plain = Callable[[UNetCall], Tensor]  # the U-Net's own forward: the output, [rows, out_channels, H, W]
+from .unet.split import MODEL_FORWARD, gather_residuals, head_inputs
 
 
 class Parts(Protocol):
     """The steps; ``state`` is what ``prepare`` returned. ``cut_blocks`` are the blocks of which only a part may run."""
 
     cut_blocks: Sequence[nn.Module]
+
+    def cut(self) -> None:
+        """To be called when the U-Net's modules were exchanged.
+
+        Raises:
+            TypeError, ValueError: it cannot be cut any more.
+        """
 
     def during(self, call: UNetCall) -> contextlib.AbstractContextManager[Any]:
         """What surrounds the three steps of a call; its value goes to ``prepare``."""
@@ -45,10 +50,14 @@ class FeatureParts:
 
     def __init__(self, unet: UNet2DConditionModel, config: Hash3DConfig) -> None:
         self._unet = unet
-        split = SplitUNet(unet, config.position)
+        self._config = config
+        self.cut()
+
+    def cut(self) -> None:
+        split = SplitUNet(self._unet, self._config.position)
         self.cut_blocks: Sequence[nn.Module] = split.layout.cut_blocks
         self._head, self._deep, self._tail = (
-            _compiled(part, config.compile) for part in (split.head, split.deep, split.tail)
+            _compiled(part, self._config.compile) for part in (split.head, split.deep, split.tail)
         )
 
     def during(self, call: UNetCall) -> contextlib.AbstractContextManager[Any]:
@@ -78,8 +87,11 @@ class NoiseParts:
 
     cut_blocks: Sequence[nn.Module] = ()
 
-    def __init__(self, plain: Plain) -> None:
-        self._plain = plain
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._unet = unet
+
+    def cut(self) -> None:
+        pass
 
     def during(self, call: UNetCall) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -96,6 +108,10 @@ class NoiseParts:
 
     def finish(self, state: None, feature: Tensor) -> Tensor:
         return feature.clone()  # a retrieved one lies in a buffer that the next call overwrites
+
+    def _plain(self, call: UNetCall) -> Tensor:
+        """The model's own forward: what is hooked in around it runs before and after all steps."""
+        return MODEL_FORWARD(self._unet, **{**call.as_kwargs(), "return_dict": False})[0]
 
 
 def _compiled(part: Callable[..., Any], options: bool | dict[str, Any]) -> Callable[..., Any]:

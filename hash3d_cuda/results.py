@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -25,6 +27,63 @@ class QueryResult:
     grid: Tensor
     serials: Tensor
     weights: Tensor
+
+
+class PackedResult(QueryResult):
+    """A :class:`QueryResult` whose answers lie in one piece of memory and become tensors when asked for.
+
+    Making four tensors takes longer than looking up where a feature is, and most callers look at one of them.
+
+    Args:
+        features: as in QueryResult.
+        memory: uint8, of :meth:`size` bytes.
+        rows, queue: B and Q.
+    """
+
+    _memory: Tensor
+    _rows: int
+    _queue: int
+
+    def __init__(self, features: Tensor, memory: Tensor, rows: int, queue: int) -> None:
+        own = self.__dict__
+        own["features"], own["_memory"], own["_rows"], own["_queue"] = features, memory, rows, queue
+
+    @staticmethod
+    def size(rows: int, queue: int) -> int:
+        """Bytes of B items' answers."""
+        return rows * (12 * queue + 5)
+
+    @staticmethod
+    def addresses(memory: Tensor, rows: int, queue: int) -> tuple[int, int, int, int]:
+        """Where hit, grid, serials and weights lie; the widest numbers come first, so that all are aligned."""
+        serials = memory.data_ptr()
+        weights = serials + 8 * rows * queue
+        grid = weights + 4 * rows * queue
+        return grid + 4 * rows, grid, serials, weights
+
+    @cached_property
+    def serials(self) -> Tensor:
+        """int64 ``[B, Q]``."""
+        return self._part(0, 8 * self._queue, torch.int64).view(self._rows, self._queue)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """float32 ``[B, Q]``."""
+        return self._part(8 * self._queue, 4 * self._queue, torch.float32).view(self._rows, self._queue)
+
+    @cached_property
+    def grid(self) -> Tensor:
+        """int32 ``[B]``."""
+        return self._part(12 * self._queue, 4, torch.int32)
+
+    @cached_property
+    def hit(self) -> Tensor:
+        """bool ``[B]``."""
+        return self._part(12 * self._queue + 4, 1, torch.bool)
+
+    def _part(self, before: int, width: int, dtype: torch.dtype) -> Tensor:
+        """The part behind ``before`` bytes per item, ``width`` bytes per item."""
+        return self._memory[before * self._rows : (before + width) * self._rows].view(dtype)
 
 
 @dataclass(frozen=True)

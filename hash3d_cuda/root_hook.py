@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.hooks import HookRegistry, ModelHook
-from torch import Tensor, nn
+from torch import nn
 
 from .beneath import HooksBeneath, is_own_forward
-from .unet import UNetCall
 
 HOOK_NAME = "hash3d_cache"
 _REGISTRY = "_diffusers_hook"  # where diffusers keeps a module's registry
+_STATE = "__getstate__"  # what copy and pickle ask an object for
 
 
 def has_hook(unet: nn.Module) -> bool:
@@ -42,6 +42,7 @@ class RootHook(ModelHook):
         self._had_forward = "forward" in vars(self._unet)
         HookRegistry.check_if_exists_or_initialize(self._unet).register_hook(self, HOOK_NAME)
         self._installed = self._unet.forward
+        vars(self._unet)[_STATE] = self._state_without_cache
 
     def uninstall(self) -> None:
         """Takes the hook off: the U-Net has the attributes it had before.
@@ -56,6 +57,7 @@ class RootHook(ModelHook):
                 "remove: expected the U-Net's forward as apply_hash3d left it, got one wrapped by other code since; "
                 "take that away first (for accelerate: remove_hook_from_module)"
             )
+        del vars(self._unet)[_STATE]
         registry.remove_hook(HOOK_NAME, recurse=False)
         if not self._had_registry and not registry.hooks:
             delattr(self._unet, _REGISTRY)
@@ -66,15 +68,29 @@ class RootHook(ModelHook):
         """The forward below this hook, with whatever else is hooked in there."""
         return self.fn_ref.original_forward(*args, **kwargs)
 
-    def plain(self, call: UNetCall) -> Tensor:
-        """The output of ``original``, ``[rows, out_channels, H, W]``."""
-        return self.original(**{**call.as_kwargs(), "return_dict": False})[0]
-
     def beneath(self) -> HooksBeneath:
         """What else is hooked in between this hook and the model's own forward."""
         registry = getattr(self._unet, _REGISTRY)
         order = registry._hook_order[: registry._hook_order.index(HOOK_NAME)]
         return HooksBeneath(self._unet, registry.hooks, order, self.fn_ref.original_forward)
+
+    def _state_without_cache(self) -> dict[str, Any]:
+        """What ``copy.deepcopy(unet)`` and pickle take of the U-Net: all but the cache. Another's hook in the registry
+        would go on running the original from within the copy.
+
+        Raises:
+            TypeError: there is such a hook, or the forward was wrapped by other code since.
+        """
+        state = dict(vars(self._unet))
+        if len(state[_REGISTRY].hooks) > 1 or self._unet.forward is not self._installed:
+            raise TypeError(
+                "copy or pickle: expected a U-Net with no hook above or below its cache, got one that has some; take "
+                "them away, or call the cache's remove(), before copying"
+            )
+        del state[_STATE], state[_REGISTRY], state["forward"]
+        if self._had_forward:
+            state["forward"] = self.fn_ref.original_forward
+        return state
 
     # diffusers calls this in place of the forward. Compiled code must not look inside: the choice is the host's.
     @torch.compiler.disable

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import describe
+from .checks import check_choice, describe, fail
 
+Rows = str | Callable[[int, int], Any] | Sequence[Sequence[int]] | Tensor
+ROW_ORDERS = ("group-major", "item-major", "perp-neg")
 _Items = list[tuple[int, ...]]
 
 
 class RowLayout:
     """Maps B items of ``groups`` rows to the rows of a batch; see ``Hash3DConfig.rows``."""
 
-    def __init__(self, rows: str | Callable[[int, int], Any] | Sequence[Sequence[int]] | Tensor, groups: int) -> None:
+    def __init__(self, rows: Rows, groups: int) -> None:
         self.groups = groups
         self._rows = rows
         self._known: dict[int, _Items] = {}
@@ -42,25 +44,44 @@ class RowLayout:
 
     def _build(self, batch: int) -> Any:
         groups = self.groups
+        if not isinstance(self._rows, str):
+            return self._rows(batch, groups) if callable(self._rows) else self._rows
         if self._rows == "group-major":
             return [[group * batch + item for group in range(groups)] for item in range(batch)]
         if self._rows == "item-major":
             return [[item * groups + group for group in range(groups)] for item in range(batch)]
-        if self._rows == "perp-neg":
-            negatives = groups - 2
-            first = 2 * batch
-            return [
-                [item, batch + item, *range(first + item * negatives, first + (item + 1) * negatives)]
-                for item in range(batch)
-            ]
-        return self._rows(batch, groups) if callable(self._rows) else self._rows
+        negatives = groups - 2  # "perp-neg"
+        first = 2 * batch
+        return [
+            [item, batch + item, *range(first + item * negatives, first + (item + 1) * negatives)]
+            for item in range(batch)
+        ]
+
+
+def check_rows(rows: Any, groups: int) -> None:
+    """Checks ``Hash3DConfig.rows``, as far as that can be done before the batch is known.
+
+    Raises:
+        TypeError, ValueError: naming ``rows``.
+    """
+    if isinstance(rows, str):
+        check_choice("rows", rows, ROW_ORDERS)
+    elif not callable(rows):
+        try:
+            batch = max(len(rows), 1)
+        except TypeError:  # a number, None, an array without dimensions
+            expected = "the name of an order, a callable (B, groups), or a [B, groups] matrix"
+            fail(TypeError, "rows", expected, rows, f"choose one of {ROW_ORDERS}, or give row numbers")
+        _check(rows, batch, groups)
 
 
 def _check(matrix: Any, batch: int, groups: int) -> _Items:
     """Returns a ``[batch, groups]`` matrix of row numbers as tuples of ints."""
     try:
         table = torch.as_tensor(matrix, device="cpu")
-        fits = table.shape == (batch, groups) and sorted(table.flatten().tolist()) == list(range(batch * groups))
+        whole = not (table.is_floating_point() or table.is_complex() or table.dtype is torch.bool)
+        every_row = sorted(table.flatten().tolist()) == list(range(batch * groups))
+        fits = whole and every_row and table.shape == (batch, groups)
     except (TypeError, ValueError, RuntimeError):
         fits = False
     if not fits:

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .checks import fail
 from .options import TableOptions
 
 FORMAT = "hash3d_cuda.table"
@@ -47,9 +48,11 @@ def save(table: Any, path: str | os.PathLike[str]) -> None:
     to one path at once: the last one stays.
 
     Raises:
+        TypeError: ``path`` is no path.
         OSError: the file cannot be written (folder missing or read-only, a device in its place, disk full...); what was
             there stays.
     """
+    _check_path(path)
     target = Path(os.path.realpath(os.fsdecode(path)))
     temporary = target.with_name(f".hash3d-{secrets.token_hex(8)}.tmp")
     if target.exists() and not (
@@ -81,9 +84,11 @@ def load(cls: type[Table], path: str | os.PathLike[str], device: torch.device | 
         device: where to put it; None is the device it was saved from.
 
     Raises:
+        TypeError: ``path`` is no path.
         OSError: the file cannot be opened.
         ValueError: it is truncated, corrupt, inconsistent or no table; the message says what is wrong.
     """
+    _check_path(path)
     with open(path, "rb"):  # so that a missing file is a plain OSError
         pass
     try:
@@ -104,6 +109,12 @@ def load(cls: type[Table], path: str | os.PathLike[str], device: torch.device | 
     except ValueError as error:
         _refuse(path, str(error))
     return table
+
+
+def _check_path(path: Any) -> None:
+    """Refuses what is no path. A number is none either: ``open`` would take it for a descriptor, and close it."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        fail(TypeError, "path", "a str, bytes or os.PathLike", path, 'pass a file name such as "table.safetensors"')
 
 
 def _metadata(table: Any, state: dict[str, Tensor]) -> dict[str, str]:

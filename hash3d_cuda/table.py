@@ -136,6 +136,7 @@ class HashTable:
         # A table made of fake tensors can be traced with, but not run.
         real = type(self._counters) is Tensor
         self._engine = self._make_engine((*self._content, *self._written)) if real else None
+        self._on_gpu = self._device_index() >= 0
 
     def _make_engine(self, memory: Sequence[Tensor]) -> _C.Engine:
         """An engine on this table's memory, ``_content`` and ``_written``, or on copies of it."""
@@ -226,7 +227,7 @@ class HashTable:
             self.options.check_out(out, keys.shape[0])
         engine = operators.direct_engine(self, keys)
         if engine is not None:
-            return QueryResult(*calls.run_query(self, engine, keys, latents, out))
+            return calls.run_query(self, engine, keys, latents, out)
         if out is None:
             return QueryResult(*torch.ops.hash3d.query(self._handle, keys, latents, self._content, self._written))
         answers = torch.ops.hash3d.query.out(self._handle, keys, latents, self._content, self._written, out.detach())

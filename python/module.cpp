@@ -188,7 +188,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("use_simd", &hash3d::use_simd);
   m.def("supports", [](const std::string& type) {
-    return hash3d::supports(type == "cuda" ? hash3d::DeviceType::kCuda : hash3d::DeviceType::kCpu);
+    if (type == "cpu") return hash3d::supports(hash3d::DeviceType::kCpu);
+    return type == "cuda" && hash3d::supports(hash3d::DeviceType::kCuda);
   });
   m.def("to_float", [](int dtype, Address source, Address target, int64_t count) {
     hash3d::to_float(static_cast<hash3d::DType>(dtype), pointer<void>(source), pointer<float>(target), count);

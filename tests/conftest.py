@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,10 @@ if _C.build_info()["cuda_architectures"] == "emulated":  # tests/emulate.sh: the
 
 
 def _devices() -> list[str]:
-    """The CPU always; CUDA when there is a GPU and the engine was built with its kernels."""
+    """The CPU always; CUDA when there is a GPU and the engine was built with its kernels. ``HASH3D_TEST_DEVICES`` names
+    others, such as ``cuda`` alone."""
+    if "HASH3D_TEST_DEVICES" in os.environ:
+        return os.environ["HASH3D_TEST_DEVICES"].split(",")
     return ["cpu", "cuda"] if torch.cuda.is_available() and h3d.HashTable.supports("cuda") else ["cpu"]
 
 

@@ -76,11 +76,27 @@ def test_generate_from_a_picture_of_any_mode(tmp_path, mode):
     assert subject["kind"] == "picture" and (subject["azimuth"], subject["elevation"]) == (40, 10)
 
 
+def test_a_folder_called_as_the_object_is_in_nobodys_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["generate", "cube", "--out", "cube", "--steps", "1", "--quiet", *SMALL]) == 0
+    assert (tmp_path / "cube" / "report.html").is_file()
+
+
+def test_grids_by_name(tmp_path):
+    argv = ["generate", "cube", "--out", str(tmp_path), "--steps", "1", "--quiet", "--grids", "pose", *SMALL]
+    assert main(argv) == 0
+    grids = json.loads((tmp_path / "metrics.json").read_text())["settings"]["grids"]
+    assert grids == [[5, 5, 0.5, 1000], [7, 7, 0.5, 1000], [10, 10, 0.5, 1000]]
+
+
 def test_path_or_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "ball").mkdir()
     (tmp_path / "cube").write_text("a file of that name")
     assert looks_like_path("cube") and looks_like_path("a/b") and looks_like_path("bear.JPG")
-    assert not looks_like_path("ball") and not looks_like_path("a photo of a cat, 4.5 kg")
+    for name in ("ball", "a photo of a cat, 4.5 kg", "word " * 99):
+        assert not looks_like_path(name)
 
 
 def test_interrupt_and_resume(capsys, tmp_path, monkeypatch):

@@ -488,6 +488,11 @@ def test_graphs_are_captured_joined_and_launched(monkeypatch):
         unet.train()
     with pytest.raises(RuntimeError, match=r"decide: .*dropout's random numbers.*pass decide="):
         walk(both, 1, 1)
+    for unet in both.unets:
+        unet.eval()
+        unet.down_blocks[0]._hf_hook = SimpleNamespace(offload=True)
+    with pytest.raises(RuntimeError, match=r"decide: the weights are offloaded.*pass decide="):
+        walk(both, 2, 1)
 
 
 def test_a_capture_converts_weights_itself(monkeypatch):

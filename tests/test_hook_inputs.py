@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -54,6 +55,15 @@ def test_controlnet_and_adapter(unets: Any, name: str, position: int) -> None:
     adapter = build_adapter(unet, inputs)
     check(unet, inputs | {"down_intrablock_additional_residuals": adapter}, position=position)
     assert len(adapter) == len(unet.down_blocks) + 1  # the caller's list is left alone
+
+
+def test_adapter_of_a_noise_cache(unets: Any) -> None:
+    """The model pops an adapter's residuals from the list it is given: that is not the caller's."""
+    unet = unets["sd15"]
+    inputs = build_inputs(unet, rows=4)
+    adapter = build_adapter(unet, inputs)
+    check(unet, inputs | {"down_intrablock_additional_residuals": adapter}, mode="noise")
+    assert len(adapter) == len(unet.down_blocks) + 1
 
 
 @pytest.mark.parametrize("mode", ["feature", "noise"])
@@ -138,7 +148,7 @@ def test_attention_arguments_with_tensors(unets: Any) -> None:
     assert rows[2:] == [2]
 
 
-@pytest.mark.parametrize("rows", ["group-major", "item-major", "perp-neg", "callable", "matrix"])
+@pytest.mark.parametrize("rows", ["group-major", "item-major", "perp-neg", "callable", "matrix", "array"])
 @pytest.mark.parametrize("position", [2, 5])
 def test_row_orders(unets: Any, rows: str, position: int) -> None:
     """The rows of a batch are put in each order; each item's answer must come with its rows."""
@@ -149,8 +159,13 @@ def test_row_orders(unets: Any, rows: str, position: int) -> None:
         "perp-neg": [[0, 2, 4, 5], [1, 3, 6, 7]],
         "callable": [[7, 1, 3, 5], [0, 2, 4, 6]],
         "matrix": [[7, 1, 3, 5], [0, 2, 4, 6]],
+        "array": [[7, 1, 3, 5], [0, 2, 4, 6]],
     }
-    option = {"callable": lambda batch, groups: orders["callable"], "matrix": torch.tensor(orders["matrix"])}
+    option = {
+        "callable": lambda batch, groups: orders["callable"],
+        "matrix": torch.tensor(orders["matrix"]),
+        "array": numpy.array(orders["array"]),
+    }
     inputs = build_inputs(unet, rows=8)
     cache = apply_hash3d(
         unet, Hash3DConfig(eta=1.0, groups=4, rows=option.get(rows, rows), capacity=8, position=position)
@@ -174,6 +189,18 @@ def test_row_orders(unets: Any, rows: str, position: int) -> None:
     assert keys[:, :3].tolist() == [[10.0, 240.0, 2.0]]
     assert keys[0, 3] == inputs["timestep"][first]
     assert torch.equal(latents[0], inputs["sample"][first, :4])  # the image's latent behind it is no noise
+
+
+@pytest.mark.parametrize("rows", [5, None, torch.tensor(3), numpy.zeros(())])
+def test_rows_of_another_type(rows: Any) -> None:
+    with pytest.raises(TypeError, match=r"rows: expected the name of an order, a callable .* matrix"):
+        Hash3DConfig(rows=rows)
+
+
+@pytest.mark.parametrize("rows", [[], [[0, 1], [2]], [[0, 0]], [[0.0, 1.0]], [[False, True]], [[0, 1, 2]], [["a"]]])
+def test_rows_that_are_no_matrix(rows: Any) -> None:
+    with pytest.raises(ValueError, match=r"rows: expected \[\d, 2\] row numbers"):
+        Hash3DConfig(rows=rows)
 
 
 def test_tuple_output_and_positional_arguments(unets: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import warnings
 from typing import Any
@@ -12,7 +14,9 @@ import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
+from torch.autograd import forward_ad
 from unet_shapes import build_inputs, build_unet
 
 from hash3d_cuda.config import Hash3DConfig
@@ -273,13 +277,14 @@ class Doubling(ModelHook):
         return type(output)(sample=output.sample + 1)
 
 
+@pytest.mark.parametrize("mode", ["feature", "noise"])
 @pytest.mark.parametrize("below", [True, False])
-def test_other_registry_hooks(unet: UNet2DConditionModel, inputs: dict[str, Any], below: bool) -> None:
+def test_other_registry_hooks(unet: UNet2DConditionModel, inputs: dict[str, Any], below: bool, mode: str) -> None:
     other = Doubling()
     registry = HookRegistry.check_if_exists_or_initialize(unet)
     if below:
         registry.register_hook(other, "other")
-    cache = apply(unet)
+    cache = apply(unet, mode=mode)
     if not below:
         registry.register_hook(other, "other")
     with cache.bypass():
@@ -329,7 +334,7 @@ def test_foreign_code_in_the_way(unet: UNet2DConditionModel, inputs: dict[str, A
     cache.remove()
     del unet.forward
     cache = apply(unet, position=2)
-    calls = []
+    calls: list[int] = []
     hook = unet.up_blocks[3].register_forward_hook(lambda *args: calls.append(1))
     with cache.views(**HERE), pytest.warns(RuntimeWarning, match="block that is cut"):
         unet(**inputs)
@@ -352,4 +357,202 @@ def test_gligen(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> None:
     cache = apply(unet)
     with cache.views(**HERE), pytest.warns(RuntimeWarning, match="GLIGEN"), pytest.raises(AttributeError):
         unet(**inputs, cross_attention_kwargs={"gligen": {"boxes": None}})  # this U-Net has no position_net
+    cache.remove()
+
+
+@pytest.mark.parametrize("mode", ["feature", "noise"])
+def test_a_subclass_with_its_own_forward(inputs: dict[str, Any], mode: str) -> None:
+    class Louder(UNet2DConditionModel):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            return type(output)(sample=output.sample * 2)
+
+    unet = build_unet("sd15")
+    unet.__class__ = Louder
+    expected = unet(**inputs).sample
+    cache = apply(unet, mode=mode)
+    with cache.views(**HERE), pytest.warns(RuntimeWarning, match="forward of its own"):
+        assert torch.equal(unet(**inputs).sample, expected) and cache.last.plain == "hooks"
+    with cache.views(**HERE), warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        assert torch.equal(unet(**inputs).sample, expected)
+    cache.remove()
+
+
+def test_a_subclass_with_the_models_forward(inputs: dict[str, Any], full: Tensor) -> None:
+    unet = build_unet("sd15")
+    unet.__class__ = type("Named", (UNet2DConditionModel,), {})
+    cache = apply(unet)
+    with cache.views(**HERE):
+        for kind in ("miss", "hit"):
+            assert torch.equal(unet(**inputs).sample, full) and cache.last.kind == kind
+    cache.remove()
+
+
+@pytest.mark.parametrize("position", [2, 3])
+def test_a_block_with_its_own_forward(unet: UNet2DConditionModel, inputs: dict[str, Any], position: int) -> None:
+    """Its forward may use ``super()``, which a part of a block cannot; where it is run whole, nothing is amiss."""
+    block = unet.up_blocks[3]
+
+    class Louder(type(block)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs) * 2
+
+    block.__class__ = Louder
+    expected = unet(**inputs).sample
+    cache = apply(unet, position=position)
+    with cache.views(**HERE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in ("plain", "plain") if position == 2 else ("miss", "hit"):
+            assert torch.equal(unet(**inputs).sample, expected) and cache.last.kind == kind
+    cache.remove()
+
+
+def _use_simple_attention(unet: UNet2DConditionModel) -> None:
+    unet.set_attn_processor(AttnProcessor())  # the fused kernel has no forward-mode formula on CPUs
+
+
+def test_tangents(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> None:
+    _use_simple_attention(unet)
+    cache = apply(unet)
+    with cache.views(**HERE), torch.no_grad():
+        unet(**inputs)  # something to hit
+    with forward_ad.dual_level():
+        sample = forward_ad.make_dual(inputs["sample"], torch.ones_like(inputs["sample"]))
+        with cache.bypass():
+            expected = forward_ad.unpack_dual(unet(**inputs | {"sample": sample}).sample).tangent
+        with cache.views(**HERE), pytest.warns(RuntimeWarning, match="forward-mode"):
+            found = forward_ad.unpack_dual(unet(**inputs | {"sample": sample}).sample).tangent
+    assert cache.last.plain == "transforms" and torch.equal(found, expected)
+    cache.remove()
+
+
+@pytest.mark.parametrize("transform", ["vmap", "jvp", "grad"])
+def test_function_transforms(unet: UNet2DConditionModel, inputs: dict[str, Any], transform: str) -> None:
+    _use_simple_attention(unet)
+    cache = apply(unet)
+    sample = inputs.pop("sample")
+
+    def call(sample: Tensor) -> Tensor:
+        return unet(sample, **inputs).sample
+
+    def transformed() -> Tensor:
+        if transform == "vmap":
+            return torch.func.vmap(call)(sample[None])
+        if transform == "jvp":
+            return torch.func.jvp(call, (sample,), (torch.ones_like(sample),))[1]
+        return torch.func.grad(lambda sample: call(sample).sum())(sample)
+
+    expected = transformed()
+    with cache.views(**HERE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(sample)
+        assert torch.equal(transformed(), expected) and cache.last.plain == "transforms"
+    cache.remove()
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "deepcopy under accelerate"])
+def test_copies_have_no_cache(unet: UNet2DConditionModel, inputs: dict[str, Any], full: Tensor, how: str) -> None:
+    if "accelerate" in how:
+        add_hook_to_module(unet, accelerate.hooks.AlignDevicesHook(execution_device="cpu"))
+    names = set(vars(unet))
+    cache = apply(unet)
+    with cache.views(**HERE):
+        unet(**inputs)
+    copied = pickle.loads(pickle.dumps(unet)) if how == "pickle" else copy.deepcopy(unet)
+    assert set(vars(copied)) == names and type(copied) is type(unet)
+    with cache.views(**HERE):
+        unet(**inputs)
+        assert cache.last.kind == "hit"  # the original's goes on
+        copied.conv_out.bias.add_(1.0)
+        assert torch.allclose(copied(**inputs).sample, full + 1.0) and cache.stats().forwards == 2
+    own = apply(copied)
+    with own.views(**HERE):
+        copied(**inputs)
+    assert own.last.kind == "miss"
+    own.remove()
+    cache.remove()
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_copies_under_other_hooks_are_refused(unet: UNet2DConditionModel, below: bool) -> None:
+    """Theirs would run the original from within the copy."""
+    registry = HookRegistry.check_if_exists_or_initialize(unet)
+    if below:
+        registry.register_hook(Doubling(), "other")
+    cache = apply(unet)
+    if not below:
+        registry.register_hook(Doubling(), "other")
+    for how in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"remove\(\)"):
+            how(unet)
+    registry.remove_hook("other")
+    copy.deepcopy(unet)
+    with pytest.raises(TypeError, match="Hash3DCache"):
+        copy.deepcopy(cache)
+    cache.remove()
+
+
+def test_bypasses_are_items(unet: UNet2DConditionModel) -> None:
+    """Whatever the reason, each item of the batch counts."""
+    inputs = build_inputs(unet, rows=6)
+    cache = apply(unet)
+    counts = []
+    with cache.views(**HERE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hook = unet.up_blocks[3].register_forward_hook(lambda *args: None)
+        unet(**inputs)
+        counts.append((cache.last.plain, cache.stats().bypasses))
+        hook.remove()
+        unet(inputs.pop("sample").requires_grad_(), **inputs)
+        counts.append((cache.last.plain, cache.stats().bypasses))
+        for sample, error in ((torch.zeros(6, 4, 8, 8), TypeError), (None, TypeError)):
+            with pytest.raises(error):
+                unet(sample, **inputs, nonsense=1)
+            counts.append((cache.last.plain, cache.stats().bypasses))
+        with pytest.raises(AttributeError):
+            unet(None, **inputs)
+        counts.append((cache.last.plain, cache.stats().bypasses))
+    assert counts == [("hooks", 3), ("gradients", 6), ("arguments", 9), ("arguments", 10), ("dtype", 11)]
+    assert cache.stats().forwards == 5
+    cache.remove()
+
+
+def test_views_left_in_another_order(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> None:
+    cache = apply(unet)
+    outer, inner = cache.views(**HERE), cache.views(0.0, 180.0, 2.0)
+    outer.__enter__(), inner.__enter__()
+    unet(**inputs)
+    outer.__exit__(None, None, None)
+    unet(**inputs)
+    assert cache.last.kinds == ("hit",)  # the inner one counts still
+    inner.__exit__(None, None, None)
+    unet(**inputs)
+    assert cache.last.plain == "outside views"
+    cache.remove()
+
+
+def test_warnings_name_the_callers_line(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> None:
+    unet.requires_grad_(True)
+    cache = apply(unet)
+    with cache.views(**HERE), pytest.warns(RuntimeWarning, match="gradients") as said:
+        unet(**inputs)
+    assert said[0].filename == __file__
+    cache.remove()
+
+
+def test_sample_of_another_dtype(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> None:
+    """Half-precision features do not meet those stored in float32."""
+    cache = apply(unet)
+    half = inputs | {name: inputs[name].bfloat16() for name in ("sample", "encoder_hidden_states")}
+    with cache.views(**HERE):
+        unet(**inputs)
+        unet.to(torch.bfloat16)
+        with cache.bypass():
+            expected = unet(**half).sample
+        with pytest.warns(RuntimeWarning, match="dtype"):
+            assert torch.equal(unet(**half).sample, expected) and cache.last.plain == "shape"
+        cache.clear()
+        for kind in ("miss", "hit"):
+            assert torch.equal(unet(**half).sample, expected) and cache.last.kind == kind
     cache.remove()

@@ -107,6 +107,12 @@ def test_make_keys_refuses_what_is_no_number(wrong):
         h3d.make_keys(0, 0, 1, wrong)
 
 
+@pytest.mark.parametrize("wrong", [{1, 2}, frozenset([1]), {1: 2}, {1: 2}.values(), (n for n in (1, 2))])
+def test_make_keys_refuses_what_has_no_order_or_is_no_sequence(wrong):
+    with pytest.raises(TypeError, match=r"elevation: expected .*sequence.*, got "):
+        h3d.make_keys(wrong, 0, 1, 10)
+
+
 def test_make_keys_refuses_ragged_lists():
     with pytest.raises(TypeError, match=r"elevation: expected .*, got "):
         h3d.make_keys([[1], [1, 2]], 0, 1, 0)

@@ -59,7 +59,7 @@ def test_compare_writes_both_runs_from_one_seed(tmp_path):
     parts = [figures["runs"][name]["time"]["split_s"] for name in ("without", "with")]
     before, after = (part["render"] + part["backward"] for part in parts)
     assert figures["drift"] == pytest.approx(before / after)
-    assert f"{figures['drift']:.2f}x faster" in bound_sentence(figures)
+    assert f"by a factor of {figures['drift']:.2f}" in bound_sentence(figures)
     assert [row[0] for row in table_rows(figures)][:2] == ["seconds, all steps", "seconds, U-Net"]
 
 

@@ -335,3 +335,20 @@ def test_many_threads_save_to_one_path(make_table, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: table.save(path), range(20)))
     assert len(load_like(table, path)) == len(table) and os.listdir(tmp_path) == ["table"]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, True, 1.5, ["table"], torch.zeros(1)], ids=str)
+def test_what_is_no_path_is_refused(make_table, wrong):
+    for call in (lambda: make_table.func.load(wrong), lambda: small(make_table).save(wrong)):
+        with pytest.raises(TypeError, match=r"path: expected .+, got .+; .+"):
+            call()
+
+
+def test_a_descriptor_is_neither_read_nor_closed(make_table, tmp_path):
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        with pytest.raises(TypeError, match=f"path: expected .*, got {descriptor} "):
+            make_table.func.load(descriptor)
+        os.fstat(descriptor)
+    finally:
+        os.close(descriptor)

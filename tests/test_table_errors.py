@@ -8,7 +8,7 @@ import pytest
 import torch
 from table_cases import keys, small
 
-from hash3d_cuda import Grid
+from hash3d_cuda import Grid, HashTable
 
 MESSAGE = r": expected .+, got .+; .+"
 
@@ -176,6 +176,42 @@ def test_out(make_table, error, wrong):
     with pytest.raises(error, match="out" + MESSAGE):
         table.query(key, latents, out=wrong(table))
     assert table.stats().queries == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "overlaps"),
+    [
+        ((2, 2), (1, 1), True),
+        ((3, 2), (1, 2), True),
+        ((2, 2), (0, 1), True),
+        ((3, 2), (2, 4), True),
+        ((3, 2), (2, 3), False),  # interleaved: 0 3, 2 5, 4 7
+        ((3, 2), (1, 3), False),
+        ((2, 2), (8, 3), False),
+        ((1, 2), (0, 1), False),
+        ((0, 2), (1, 1), False),
+    ],
+)
+def test_out_with_strides(make_table, shape, strides, overlaps):
+    """What shares places with itself is refused before a number is written; all else is filled."""
+    table = small(make_table)
+    table.append(*good(table))
+    key, latents, _ = good(table)
+    memory = torch.full((64,), 7.0, device=table.device)
+    out = memory.as_strided(shape, strides)
+    arguments = key.expand(shape[0], 4), latents.expand(shape[0], 1)
+    if overlaps:
+        with pytest.raises(ValueError, match="out" + MESSAGE):
+            table.query(*arguments, out=out)
+        assert (memory == 7).all() and table.stats().queries == 0
+    else:
+        assert table.query(*arguments, out=out).hit.all() and (out == 0).all()
+        assert int((memory == 0).sum()) == out.numel()
+
+
+def test_supports_takes_the_two_names_alone():
+    assert HashTable.supports("cpu")
+    assert not any(HashTable.supports(name) for name in ("mps", "", "CPU", "cpu:0", "meta"))
 
 
 def test_gradients_do_not_reach_the_table(make_table):

@@ -93,7 +93,7 @@ void settle(const Table& table, const Newcomer& item, float norm) {
   const int64_t slot = slot_of(config, item.serial);
   std::memcpy(table.keys + slot * kKeyDims, item.key.part, sizeof item.key.part);
   std::memcpy(table.latents + slot * config.latent_size, item.latent, config.latent_size * sizeof(float));
-  std::memcpy(feature_at(table, slot), item.feature, feature_bytes(config));
+  rows().copy(feature_at(table, slot), item.feature, feature_bytes(config));
   table.norms[slot] = norm;
   for (int grid = 0; grid < config.grids; ++grid) {
     const Place& place = item.places[grid];

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
-#include <cstring>
 #include <vector>
 
 #include "pool.h"
@@ -100,13 +99,13 @@ void blend(DType dtype, const void* const* sources, const float* weights, int co
   const size_t heaviest = std::max_element(kept.begin(), kept.end()) - kept.begin();
   const bool copy = stands_alone(dtype, kept, heaviest);
   if (copy && (threads == 1 || size <= kSpan)) {
-    std::memcpy(target, read[heaviest], size * bytes_of(dtype));
+    rows().copy(target, read[heaviest], size * bytes_of(dtype));
     return;
   }
   parallel_for(spans_of(size), threads, [&](int64_t span) {
     const int64_t begin = span * kSpan, end = std::min(size, begin + kSpan);
     if (copy) {
-      std::memcpy(at(target, dtype, begin), at(read[heaviest], dtype, begin), (end - begin) * bytes_of(dtype));
+      rows().copy(at(target, dtype, begin), at(read[heaviest], dtype, begin), (end - begin) * bytes_of(dtype));
     } else {
       rows().blend(dtype, read.data(), kept.data(), static_cast<int>(kept.size()), target, begin, end);
     }

@@ -200,9 +200,27 @@ void blend(DType dtype, const void* const* sources, const float* weights, int co
   }
 }
 
+constexpr int64_t kLine = 64;           // bytes of a cache line
+constexpr int64_t kCopied = 2 * kLine;  // in one turn
+constexpr int64_t kFetched = 4096;      // ahead of it
+
+void copy(void* target, const void* source, int64_t bytes) {
+  char* to = static_cast<char*>(target);
+  const char* from = static_cast<const char*>(source);
+  int64_t i = 0;
+  for (; i + kFetched + kCopied <= bytes; i += kCopied) {
+    for (int64_t line = 0; line < kCopied; line += kLine) {
+      __builtin_prefetch(from + i + kFetched + line);
+      __builtin_prefetch(to + i + kFetched + line, 1);
+    }
+    std::memcpy(to + i, from + i, kCopied);
+  }
+  std::memcpy(to + i, from + i, bytes - i);
+}
+
 }  // namespace
 
 extern const Rows HASH3D_ROWS = {HASH3D_ROWS_NAME, to_float,   from_float, sum_squares, dot,
-                                 squared_distance, all_finite, blend};
+                                 squared_distance, all_finite, blend,      copy};
 
 }  // namespace hash3d::cpu

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hash3d_cuda.cli.main import UsageError
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Fills the subcommand's parser."""
@@ -26,7 +28,15 @@ def run(options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "pytest", str(find_folder(options.folder)), "-q", "-s"]
     command += ["-k", options.pattern] if options.pattern else []
     command += [f"--benchmark-json={options.json}"] if options.json else []
-    return 1 if subprocess.run(command, check=False).returncode else 0
+    code = subprocess.run(command, check=False, stderr=subprocess.STDOUT).returncode
+    if code == 5:
+        name = f"matches -k {options.pattern!r}" if options.pattern else "was found"
+        raise ValueError(f"bench: no benchmark {name}; the files are in {str(find_folder(options.folder))!r}")
+    if code == 4:
+        raise UsageError("bench: pytest does not take these options; it says why above")
+    if code:
+        raise RuntimeError(f"bench: pytest ended with exit code {code}; it says why above")
+    return 0
 
 
 def find_folder(given: Path | None) -> Path:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from hash3d_cuda.cli.options import add_run_options, default_folder, given_settings, load_subject, usage
+from hash3d_cuda.cli.options import (
+    add_run_options,
+    check_subject,
+    default_folder,
+    given_settings,
+    load_subject,
+    run_into,
+    run_settings,
+    to_folder,
+)
 from hash3d_cuda.cli.progress import Bar
 
 ETA = 0.5  # at the paper's 0.1 the cache can change a run by a few per cent at most: too little to see
@@ -27,20 +35,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("subject", metavar="IMAGE|NAME", help="a picture file, or a name or prompt")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for what is written (default hash3d-SUBJECT-compare)"
+        "--out", type=to_folder, metavar="DIR", help="folder for what is written (default hash3d-SUBJECT-compare)"
     )
     add_run_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
-    from hash3d_cuda.sds.compare import bound_sentence, compare, table_rows
+    check_subject(options.subject)
+    from hash3d_cuda.sds.compare import RUNS, bound_sentence, compare, table_rows
     from hash3d_cuda.sds.settings import GenerateSettings
 
-    settings = usage(GenerateSettings, **given_settings(options, eta=ETA))
+    settings = run_settings(GenerateSettings, **given_settings(options, eta=ETA))
     options.out = options.out or default_folder(options.subject, "-compare")
     prior, subject = load_subject(options, settings.device)
-    with ExitStack() as bars:
+    with run_into(options.out, *RUNS.values()), ExitStack() as bars:
 
         def bar(label: str) -> Any:
             return bars.enter_context(Bar(label, options.quiet, cache=label == "with-cache"))

@@ -8,15 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from hash3d_cuda.cli.main import UsageError
-from hash3d_cuda.cli.options import add_run_options, default_folder, given_settings, load_subject, usage
+from hash3d_cuda.cli.options import (
+    add_run_options,
+    check_subject,
+    default_folder,
+    given_settings,
+    load_subject,
+    run_into,
+    run_settings,
+    to_folder,
+)
 from hash3d_cuda.cli.progress import Bar
 
 EPILOG = """The subject is a picture when a file of that name exists or it looks like a path, else a name
 (`hash3d info --objects` lists what the shipped prior knows; `hash3d info --examples` lists bundled pictures).
 
 DIR gets turntable.webp (and .mp4 when imageio-ffmpeg is installed), views/, contact-sheet.png, scene.ply,
-mesh.glb, metrics.json and report.html. A finished run in DIR is replaced. Ctrl-C saves what there is, and
---resume goes on from there.
+mesh.glb, metrics.json and report.html. A finished run in DIR is replaced; files of these names that hash3d
+did not write are refused. Ctrl-C saves what there is, and --resume goes on from there.
+
+--grids pose stands for 5,5,.5,1000;7,7,.5,1000;10,10,.5,1000: cells narrow in pose and open in timestep. Under
+the annealed schedule no timestep comes twice, so the paper's cells of 10 to 30 timesteps forget a view after
+some steps.
 """
 
 REQUEST = ("subject", "prior", "elevation", "azimuth")
@@ -26,20 +39,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Fills the subcommand's parser."""
     parser.epilog = EPILOG
     parser.add_argument("subject", nargs="?", metavar="IMAGE|NAME", help="a picture file, or a name or prompt")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is written (default hash3d-SUBJECT)")
+    parser.add_argument(
+        "--out", type=to_folder, metavar="DIR", help="folder for what is written (default hash3d-SUBJECT)"
+    )
     add_run_options(parser)
     parser.add_argument("--no-cache", dest="cache", action="store_false", default=None, help="leave the U-Net alone")
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", help="go on with the unfinished run in DIR, options as they were"
     )
-    again.add_argument("--force", action="store_true", help="start over although DIR holds an unfinished run")
+    again.add_argument(
+        "--force",
+        action="store_true",
+        help="start over although DIR holds an unfinished run; what is in the way of results and not hash3d's is "
+        "renamed to NAME.kept",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
     if options.subject is None and not options.resume:
         raise UsageError("generate: give an IMAGE or a NAME (see hash3d info --objects)")
+    if options.subject is not None:
+        check_subject(options.subject)
     if options.out is None:
         if options.subject is None:
             raise UsageError("generate: --resume needs the --out of the unfinished run")
@@ -49,10 +71,10 @@ def run(options: argparse.Namespace) -> int:
 
     given = given_settings(options)
     recorded = recall(options) if options.resume else {}
-    settings = usage(GenerateSettings.from_dict, {**recorded, **given})
+    settings = run_settings(GenerateSettings.from_dict, {**recorded, **given})
     prior, subject = load_subject(options, settings.device)
     note = {name: getattr(options, name) for name in REQUEST}
-    with Bar(subject.label, options.quiet, settings.cache) as bar:
+    with run_into(options.out), Bar(subject.label, options.quiet, settings.cache) as bar:
         result = generate(
             prior,
             subject,

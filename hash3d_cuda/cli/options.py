@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from hash3d_cuda.cli.main import UsageError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+LARGEST_GRID = 512  # voxels per side, the most that make_scene takes
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--eta", type=float, help="probability of trying a retrieval, 0 to 1")
     cache.add_argument("--position", type=int, metavar="K", help="up-resnets that still run on a hit (default 2)")
     cache.add_argument(
-        "--grids", help='"paper", or cell sizes elevation,azimuth,radius,timestep: "10,10,.1,10;30,30,.2,100"'
+        "--grids",
+        help='"paper" (default); "pose": cells narrow in pose and open in timestep; or cell sizes '
+        'elevation,azimuth,radius,timestep: "10,10,.1,10;30,30,.2,100"',
     )
     cache.add_argument("--memory-budget", metavar="BYTES", help='memory of the table, such as "256MiB" (default)')
     output = parser.add_argument_group("output")
@@ -61,6 +66,68 @@ def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, An
     return {**defaults, **given}
 
 
+def run_settings(make: Any, *args: Any, **kwargs: Any) -> Any:
+    """The settings that ``make`` gives; what is wrong with them is said before anything is loaded or written."""
+    settings = usage(make, *args, **kwargs)
+    usage(check_scene_size, settings)
+    if settings.cache:
+        with budget_in_options():
+            check_budget(settings)
+    return settings
+
+
+def check_scene_size(settings: Any) -> None:
+    """Refuses a voxel grid that cannot be made."""
+    from hash3d_cuda.checks import check_int
+
+    if settings.scene == "voxels" and settings.scene_size is not None:
+        check_int("scene_size", settings.scene_size, 4, LARGEST_GRID)
+
+
+def check_budget(settings: Any) -> None:
+    """Refuses memory in which not even an entry of one number fits; how large they are, the first forward shows."""
+    import torch
+
+    from hash3d_cuda import Hash3DConfig
+    from hash3d_cuda.options import TableOptions
+
+    config = Hash3DConfig(grids=settings.grids, memory_budget=settings.memory_budget)
+    arguments = config.table_arguments(torch.float16, torch.device("cpu"))
+    TableOptions.build((1,), (1,), **arguments).resolve_capacity()
+
+
+@contextlib.contextmanager
+def budget_in_options() -> Iterator[None]:
+    """While entered, a memory budget that is too small is wrong usage, with a remedy that the command line has."""
+    from hash3d_cuda.options import BudgetTooSmall
+
+    try:
+        yield
+    except BudgetTooSmall as error:
+        raise UsageError(f"{error.problem}; raise --memory-budget or give fewer --grids") from error
+
+
+@contextlib.contextmanager
+def run_into(out: Path, *below: str) -> Iterator[None]:
+    """While entered, a run may fail: folders that it made in ``out``, and ``out`` itself, do not stay when empty."""
+    made = [path for path in (*(out / name for name in below), out, *out.parents) if not os.path.lexists(path)]
+    try:
+        with budget_in_options():
+            yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def to_folder(text: str) -> Path:
+    """The type of an option that names a folder; nothing at all would mean the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}; name one, the current one is '.'")
+    return Path(text)
+
+
 def usage(make: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls ``make``; what it finds wrong with its arguments is the user's usage."""
     try:
@@ -77,21 +144,35 @@ def default_folder(subject: str, ending: str = "") -> Path:
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a subject means a picture file rather than a name or prompt."""
-    return Path(text).exists() or os.sep in text or text.lower().endswith(PICTURE_ENDINGS)
+    """Whether a subject means a picture file rather than a name or prompt. A folder may well be called as an object."""
+    return os.path.isfile(text) or os.sep in text or text.lower().endswith(PICTURE_ENDINGS)
+
+
+def check_subject(text: str) -> None:
+    """Refuses no subject at all."""
+    if not text.strip():
+        raise UsageError(f"subject: expected a picture file or a name, got {text!r}; see hash3d info --objects")
 
 
 def load_subject(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
     """The prior and the subject that the command line names."""
-    if looks_like_path(options.subject):
+    content: Any = options.subject
+    a_folder = f"subject: {content!r} is a folder; give a picture file or a name"
+    if looks_like_path(content):
+        if os.path.isdir(content):
+            raise ValueError(a_folder)
         from hash3d_cuda.prior.pictures import open_picture
 
-        content: Any = open_picture(options.subject)  # first: a bad file should not wait for the weights
+        content = open_picture(content)  # first: a bad file should not wait for the weights
     elif options.elevation is not None or options.azimuth is not None:
         raise UsageError("--elevation and --azimuth describe a picture, but the subject is a name; leave them away")
-    else:
-        content = options.subject
     from hash3d_cuda.prior import load_prior
+    from hash3d_cuda.prior.base import UnknownSubject
 
     prior = load_prior(options.prior, device=device)
-    return prior, prior.resolve(content, elevation=options.elevation, azimuth=options.azimuth)
+    try:
+        return prior, prior.resolve(content, elevation=options.elevation, azimuth=options.azimuth)
+    except UnknownSubject:
+        if isinstance(content, str) and os.path.isdir(content):
+            raise ValueError(f"{a_folder} that the prior knows (hash3d info --objects)") from None
+        raise

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hash3d_cuda.cli.main import Parser, one_line
+from hash3d_cuda.cli.options import to_folder
 from hash3d_cuda.prior.furniture import (
     CatalogueEntry,
     Part,
@@ -173,16 +175,14 @@ def _select(names: Sequence[str] | None) -> Sequence[VocabularyObject]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Options of ``hash3d prepare-data``."""
-    parser = argparse.ArgumentParser(
-        prog="hash3d prepare-data", description="Render the prior's training and evaluation views."
-    )
+    parser = Parser(prog="hash3d prepare-data", description="Render the prior's training and evaluation views.")
     parser.add_argument(
         "--furniture",
         required=True,
         type=Path,
         help="an .sh3f library, or a folder with BlendSwap-CC-0.sh3f below it",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder for train.npz, eval.npz and sheet.png")
+    parser.add_argument("--out", required=True, type=to_folder, help="folder for train.npz, eval.npz and sheet.png")
     parser.add_argument(
         "--objects", nargs="+", metavar="NAME", help="only these objects (default: the whole vocabulary)"
     )
@@ -210,14 +210,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"argument --views: {options.views} is not a number of views; give 1 or more")
     if options.negatives is not None and options.negatives < 1:
         parser.error(f"argument --negatives: {options.negatives} is not a number of views; give 1 or more")
+    if options.seed < 0:
+        parser.error(f"argument --seed: {options.seed} is negative; give 0 or more")
     try:
-        library, objects = find_library(options.furniture), _select(options.objects)
+        objects = _select(options.objects)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        library = find_library(options.furniture)
         write_dataset(library, options.out, objects, options.views, options.seed, options.assets)
         if options.negatives is not None:
             images, names = render_negatives(library, options.negatives, options.seed, RENDER_SIZE)
             _save_npz(options.out / "negatives.npz", images=images, names=np.array(names))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, zipfile.BadZipFile) as error:
-        print(f"hash3d prepare-data: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"hash3d: error: {error.args[0] if isinstance(error, KeyError) else one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import signal
 import time
@@ -19,6 +20,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from hash3d_cuda.checks import check_device
+from hash3d_cuda.cli.main import Parser
+from hash3d_cuda.cli.options import to_folder
 from hash3d_cuda.prior.data import Batch, Views
 from hash3d_cuda.prior.load import load_prior
 from hash3d_cuda.prior.muon import make_optimizers
@@ -215,9 +219,9 @@ class Trainer:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Command line of `hash3d train-prior`."""
-    parser = argparse.ArgumentParser(prog="hash3d train-prior", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="hash3d train-prior", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder or train.npz made by `hash3d prepare-data`")
-    parser.add_argument("--out", type=Path, required=True, help="run folder; an existing run there goes on")
+    parser.add_argument("--out", type=to_folder, required=True, help="run folder; an existing run there goes on")
     parser.add_argument("--start", type=Path, metavar="PRIOR", help="begin with the weights of this prior folder")
     parser.add_argument("--device", default="cpu")
     defaults = TrainSettings()
@@ -226,14 +230,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--save-minutes", type=float, default=defaults.save_minutes)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("minutes", "batch", "lr", "save_minutes"):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"argument --{name.replace('_', '-')}: expected more than 0, got {getattr(args, name)}")
+    try:
+        check_device("device", args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; SIGINT and SIGTERM end the run after the step in progress, with everything saved."""
     args = parse(argv)
-    if args.minutes <= 0 or args.batch <= 0:
-        raise ValueError(f"minutes and batch must be positive, got {args.minutes} and {args.batch}")
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     path = args.data / "train.npz" if args.data.is_dir() else args.data
@@ -241,8 +251,8 @@ def main(argv: list[str] | None = None) -> int:
     settings = TrainSettings(
         minutes=args.minutes, batch=args.batch, lr=args.lr, seed=args.seed, save_minutes=args.save_minutes
     )
-    args.out.mkdir(parents=True, exist_ok=True)
     views = Views(path)
+    args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(views, Views(held_out) if held_out.is_file() else views, args.out, settings, args.device)
     if (args.out / "checkpoint.pt").is_file():
         trainer.resume(args.out / "checkpoint.pt")

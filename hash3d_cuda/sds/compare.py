@@ -173,6 +173,6 @@ def bound_sentence(figures: Mapping[str, Any]) -> str:
     return (
         f"bound: x = {figures['x']:.3f} and r = {figures['hit_cost_r']:.3f} allow {allowed}; "
         f"the U-Net is {share} of a step, so {step} on a step. Measured: {measured}. "
-        f"Rendering and backward, the same work in both runs, came out {figures['drift']:.2f}x faster with the cache: "
-        "so far this machine drifted, and a speed-up no further from 1 than that is not the cache's."
+        f"Rendering and backward, the same work in both runs, differ by a factor of {figures['drift']:.2f}: that much "
+        "is the machine's and not the cache's."
     )

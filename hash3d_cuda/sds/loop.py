@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ def generate(
 ) -> Result:
     """Makes a 3D object by score distillation, with the prior's U-Net behind the cache.
 
-    A finished earlier run in ``out`` is replaced once the new one is complete; other files there are left
-    alone.
+    A finished earlier run in ``out`` is replaced once the new one is complete. Other files there are left alone; one
+    that a result would have to take the place of is refused, and with ``force`` kept as ``NAME.kept``.
 
     Args:
         prior: the 2D diffusion prior.
@@ -105,15 +106,27 @@ def generate(
 
 
 def prepare_folder(folder: Path, resume: bool, force: bool) -> Path:
-    """Makes the folder, proves that it can be written, and protects an unfinished run in it."""
+    """Makes the folder, proves that it can be written, and protects what others and an unfinished run left in it."""
+    from hash3d_cuda.sds.replace import finish_swap, foreign_checkpoints, foreign_names
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".hash3d-"):
+            pass
+        finish_swap(folder)
     except OSError as error:
         reason = error.strerror or str(error)
         raise type(error)(f"out: cannot write to {str(folder)!r} ({reason}); choose another folder") from None
+    if names := foreign_checkpoints(folder):
+        raise ValueError(
+            f"out: {str(folder)!r} holds {', '.join(names)}, where checkpoints go, with something else in it; choose "
+            "another folder or move that away"
+        )
+    if (names := foreign_names(folder)) and not resume and not force:
+        raise ValueError(
+            f"out: {str(folder)!r} holds {', '.join(names)}, which hash3d did not write; choose another folder or move "
+            "that away (generate --force goes on and renames it to NAME.kept)"
+        )
     checkpoint = find_checkpoint(folder)
     if resume and checkpoint is None:
         raise ValueError(f"resume: no unfinished run in {str(folder)!r}; leave --resume away to start one")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +20,8 @@ from hash3d_cuda.sds.metrics import (
     time_metrics,
     versions,
 )
+from hash3d_cuda.sds.replace import METRICS, RUN_FILES, staged
 
-OWN_FILES = (
-    "turntable.webp", "turntable.mp4", "views", "contact-sheet.png", "scene.ply", "mesh.glb", "metrics.json",
-    "report.html", "compare.json", "compare.webp", "compare.mp4",
-)  # fmt: skip
 TURNTABLE_ELEVATION, TURNTABLE_RADIUS = 20.0, 2.0
 BATCH = 4
 
@@ -61,7 +54,8 @@ def write_outputs(run: Any, folder: Path, interrupted: bool) -> tuple[Tensor, Te
         except ValueError as error:  # nothing dense enough for a surface, e.g. after a handful of steps
             notes.append(f"no mesh.glb: {error}")
         metrics["notes"] = notes
-        write_json(metrics, stage / "metrics.json")
+        metrics["files"] = [name for name in RUN_FILES if name in ("report.html", METRICS) or (stage / name).exists()]
+        write_json(metrics, stage / METRICS)
         write_report(metrics, views, truth, stage, run.subject.image)
     return views, turntable, metrics
 
@@ -132,35 +126,6 @@ def to_picture(image: Tensor) -> Any:
 def write_json(values: Any, path: Path) -> None:
     """Indented JSON; NaN and infinity become null, which every reader accepts."""
     path.write_text(json.dumps(_plain(values), indent=1) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A scratch folder inside ``folder``; on success its entries replace the earlier run's, on failure it
-    vanishes."""
-    stage = folder / ".partial"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        _swap_in(stage, folder)
-    except OSError as error:
-        raise type(error)(
-            f"out: cannot write to {str(folder)!r} ({error.strerror or error}); free some space"
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _swap_in(stage: Path, folder: Path) -> None:
-    for name in OWN_FILES:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-    for path in stage.iterdir():
-        os.replace(path, folder / path.name)
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from ..checks import check_int, fail
 _DOWN_TYPES = (unet_2d_blocks.CrossAttnDownBlock2D, unet_2d_blocks.DownBlock2D)
 _UP_TYPES = (unet_2d_blocks.CrossAttnUpBlock2D, unet_2d_blocks.UpBlock2D)
 _MID_TYPES = (unet_2d_blocks.UNetMidBlock2DCrossAttn, unet_2d_blocks.UNetMidBlock2D)
+_CUT_FORWARDS = [kind.forward for kind in (*_DOWN_TYPES, *_UP_TYPES)]  # as diffusers wrote them
 
 
 class BlockPart:
@@ -65,6 +66,11 @@ class Layout(NamedTuple):
     def cut_blocks(self) -> list[nn.Module]:
         """Blocks that lie on both sides of the cut (at most one on the way down and one on the way up)."""
         return [part.block for part in (*self.head_down, *self.tail_up) if not part.whole]
+
+
+def runs_in_parts(block: nn.Module) -> bool:
+    """Whether the forward of a block's class is one that may run on a part of its modules."""
+    return type(block).forward in _CUT_FORWARDS
 
 
 def count_positions(unet: UNet2DConditionModel) -> int:

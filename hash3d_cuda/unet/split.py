@@ -16,6 +16,8 @@ from torch import Tensor
 from .call import UNetCall, lora_scale
 from .layout import BlockPart, count_positions, cut
 
+MODEL_FORWARD = UNet2DConditionModel.forward  # what this module restates, as diffusers wrote it
+
 
 class Conditioning(NamedTuple):
     """What every block is given besides the running sample, for ``R`` rows."""

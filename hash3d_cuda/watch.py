@@ -1,0 +1,88 @@
+"""Notices that a U-Net's modules or weights were exchanged or written to, cheaply enough for every forward."""
+
+from __future__ import annotations
+
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
+_version = attrgetter("_version")
+_requires_grad = attrgetter("requires_grad")
+
+
+class ModelWatch:
+    """Watches which modules, parameters and buffers a module has, and whether they were written to.
+
+    It sees another object in the place of a module or weight, however it got there (``load_state_dict(assign=True)``),
+    and every write that autograd counts (an optimiser's step, ``load_state_dict``, ``copy_`` under ``no_grad``). It
+    cannot see ``p.data.copy_(...)`` or ``p.data = ...``, nor a write to a weight made under ``inference_mode``. Weights
+    on the meta device stand for others that a hook puts there for the forward: these are not watched.
+
+    Attributes:
+        modules: all of them, as of the last ``look()``.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._generation = 0
+        self._walk()
+
+    def look(self) -> bool:
+        """Looks again; returns whether modules were exchanged, put in or taken out since the last time."""
+        with torch._C.DisableTorchFunction():  # in a torch.device(...) block each attribute would cost a call in Python
+            if self._is_unchanged():
+                return False
+            modules, weights = self.modules, self._weights
+            self._walk()
+        exchanged = not _are_same(modules, self.modules)
+        if exchanged or not _are_same(weights, self._weights):
+            self._generation += 1
+        return exchanged
+
+    def state(self) -> tuple[int, int]:
+        """Equal at two moments only if nothing that can be seen was changed in between."""
+        with torch._C.DisableTorchFunction():
+            return self._generation, sum(map(_version, self._counted))
+
+    def wants_gradients(self) -> bool:
+        """Whether some weight requires a gradient."""
+        with torch._C.DisableTorchFunction():
+            return any(map(_requires_grad, self._tensors))
+
+    def _is_unchanged(self) -> bool:
+        try:
+            # Dictionaries compare identities first, in C. Only values that differ are asked whether they are equal:
+            # modules say no, and tensors of several numbers raise.
+            same = self._copies == self._dicts
+        except Exception:
+            return False
+        return same and all(members.get(name) is value for members, name, value in self._scalars)
+
+    def _walk(self) -> None:
+        """Notes what there is."""
+        self.modules = list(self._module.modules())
+        self._dicts: list[dict[str, Any]] = [
+            members
+            for module in self.modules
+            for members in (module._modules, module._parameters, module._buffers)
+            if members or isinstance(module, _CONTAINERS)
+        ]
+        # These keep the objects alive: no other can come to lie at the same address.
+        self._copies = [dict(members) for members in self._dicts]
+        places = [
+            (members, name, value)
+            for members in self._dicts
+            for name, value in members.items()
+            if isinstance(value, Tensor)
+        ]
+        self._scalars = [place for place in places if place[2].numel() == 1]  # equal ones need not be the same one
+        self._tensors = [value for _, _, value in places]
+        self._weights = [None if value.is_meta else value for value in self._tensors]
+        self._counted = [value for value in self._weights if value is not None and not value.is_inference()]
+
+
+def _are_same(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
