@@ -156,7 +156,7 @@ for file in $broken; do
   left_out "tests/$file does not import: $(grep -A40 "_ ERROR collecting .*$file" "$out/collect.log" | grep -m1 -E '^E ' | sed 's/^E *//')"
 done
 runnable() { for file in "$@"; do grep -qx "$file" <<<"$broken" || echo "tree/tests/$file"; done; }
-mapfile -t all < <(cd "$checkout/tests" && ls test_*.py | grep -vxE "test_cuda(_hook)?.py")
+mapfile -t all < <(cd "$checkout/tests" && ls test_*.py | grep -vxE "test_cuda(_hook|_device)?.py")
 mapfile -t table_tests < <(runnable $(printf '%s\n' "${all[@]}" | grep -E '^test_(keys|storage|public_api|table_.*)\.py$'))
 mapfile -t more < <(runnable $(printf '%s\n' "${all[@]}" | grep -vE '^test_(keys|storage|public_api|table_.*)\.py$'))
 if [ "$device" = cpu ]; then # shortened
@@ -165,9 +165,10 @@ if [ "$device" = cpu ]; then # shortened
 fi
 stage 60 tests-cuda tests tree/tests/test_cuda.py
 stage 60 tests-no-wait tests tree/tests/test_cuda_hook.py
+stage 60 tests-device tests tree/tests/test_cuda_device.py
 stage 120 tests-table tests_apart "${table_tests[@]}"
 [ ${#more[@]} -eq 0 ] || stage 150 tests-rest tests_apart "${more[@]}"
-for part in tests-cuda tests-no-wait; do
+for part in tests-cuda tests-no-wait tests-device; do
   ! grep -q skipped "$out/$part.log" || left_out "$part: some or all were skipped, see $part.log"
 done
 

@@ -55,6 +55,14 @@ void restore(const Table& table, const int64_t* serials, const uint8_t* member, 
   }
 }
 
+void* join_pieces(const Pieces& pieces, const Context& context) { return cuda::join_pieces(pieces, context); }
+
+void launch_joined(void* joined, const Context& context) { cuda::launch_joined(joined, context); }
+
+void release_joined(void* joined) { cuda::release_joined(joined); }
+
+std::string missing_for_joins() { return cuda::missing_for_joins(); }
+
 int64_t append_scratch(const Config& config, DeviceType type) {
   return type == DeviceType::kCpu ? 0 : cuda::append_scratch(config);
 }

@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from .table import HashTable
 
 
-def run_append(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
+def run_append(
+    table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None
+) -> Tensor:
     """Serials int64 [B]."""
     keys, latents = keys.contiguous(), _dense(latents, torch.float32)
     features = _dense(features, table.options.feature_dtype)
     rows = keys.shape[0]
     serials = torch.empty(rows, dtype=torch.int64, device=table.device)
     scratch = torch.empty(engine.append_scratch(), dtype=torch.uint8, device=table.device) if table._on_gpu else None
-    addresses = keys.data_ptr(), latents.data_ptr(), features.data_ptr(), serials.data_ptr()
+    skip = None if skip is None else skip.contiguous()
+    mask = 0 if skip is None else skip.data_ptr()
+    addresses = keys.data_ptr(), latents.data_ptr(), features.data_ptr(), mask, serials.data_ptr()
     with table._lock:
         engine.append(rows, *addresses, table._stream(), torch.get_num_threads(), _address(scratch))
     return serials

@@ -14,6 +14,7 @@ from .options import TableOptions
 from .rows import Rows, check_rows
 
 MODES = ("feature", "noise")
+DECIDERS = ("host", "device")
 DEFAULT_MEMORY_BUDGET = "2GiB"
 # Handed to the table as they are.
 _TABLE_OPTIONS = (
@@ -48,6 +49,8 @@ class Hash3DConfig:
         max_conditions: how many condition ids are remembered side by side; each gets an equal share of the memory.
             With more in turn than that, the one not used for longest is forgotten. 1: a change forgets everything.
         seed: of the coin, which is the cache's own: global random states are neither read nor changed.
+        decide: ``"host"``: hit or miss is decided on the host, from poses it knows. ``"device"``: on a GPU, from poses
+            and timesteps that may lie there, in one CUDA graph per forward; see "Decisions on the device" in the docs.
         strict: refuse poses and timesteps that lie on a GPU, instead of copying them (``stats().host_syncs``).
         compile: compile head, deep and tail with ``torch.compile(fullgraph=True)``; a dict is handed to it.
         feature_dtype: of the stored features; None keeps the feature's own, which makes a repeat exact.
@@ -67,6 +70,7 @@ class Hash3DConfig:
     capacity: int | None = None
     max_conditions: int = 1
     seed: int = 0
+    decide: str = "host"
     strict: bool = False
     compile: bool | dict[str, Any] = False
     grids: Sequence[Grid] = PAPER_GRIDS
@@ -87,9 +91,12 @@ class Hash3DConfig:
         self.max_conditions = check_int("max_conditions", self.max_conditions, 1)
         self.seed = check_int("seed", self.seed, 0)
         check_choice("mode", self.mode, MODES)
+        check_choice("decide", self.decide, DECIDERS)
         for name, kinds in (("strict", bool), ("compile", (bool, dict))):
             if not isinstance(getattr(self, name), kinds):
                 fail(TypeError, name, "True or False", getattr(self, name), f"pass {name}=True or leave it out")
+        if self.decide == "device":
+            self._check_device_options()
         check_rows(self.rows, self.groups)
         if isinstance(self.rows, str) and self.rows == "perp-neg" and self.groups < 3:
             fail(ValueError, "groups", 'at least 3 with rows="perp-neg"', self.groups, "pass groups=4")
@@ -100,6 +107,15 @@ class Hash3DConfig:
             fail(ValueError, "capacity", expected, self.capacity, "raise it, or lower max_conditions")
         arguments = self.table_arguments(torch.float32, torch.device("cpu"))
         self.grids = TableOptions.build((1,), (1,), **arguments).grids
+
+    def _check_device_options(self) -> None:
+        """What cannot go into one graph with a decision in it."""
+        if self.mode != "feature":
+            fail(ValueError, "decide", '"host" with mode="noise"', self.decide, 'pass decide="host" or mode="feature"')
+        mode = self.compile.get("mode") if isinstance(self.compile, dict) else None
+        if mode in ("reduce-overhead", "max-autotune"):
+            expected = f'"host" with compile mode {mode!r}, which makes CUDA graphs of its own'
+            fail(ValueError, "decide", expected, self.decide, 'pass decide="host" or another compile mode')
 
     def table_arguments(self, feature_dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         """The keyword arguments of one condition's :class:`hash3d_cuda.HashTable`, its share of the memory included.

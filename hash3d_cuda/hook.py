@@ -23,6 +23,8 @@ from torch.autograd import forward_ad
 from .cached import CachedForward
 from .checks import FEATURE_DTYPES, fail
 from .config import Hash3DConfig
+from .device_forward import DeviceForward
+from .device_inputs import DeviceViews
 from .fingerprint import ModelState
 from .parts import FeatureParts, NoiseParts
 from .poses import HostCopies, Views
@@ -92,9 +94,9 @@ class Hash3DCache:
         self._hook = RootHook(unet, self._forward)
         self._parts = FeatureParts(unet, config) if config.mode == "feature" else NoiseParts(unet)
         self._can_cut = True
-        self._cached = CachedForward(
-            config, RowLayout(config.rows, config.groups), self._parts, unet.config.out_channels, self._copies
-        )
+        told = config, RowLayout(config.rows, config.groups), self._parts, unet.config.out_channels, self._copies
+        self._device = DeviceForward(unet, *told) if config.decide == "device" else None
+        self._cached: CachedForward | DeviceForward = self._device or CachedForward(*told)
         self._state = ModelState(unet)
         self._signature: tuple[Any, ...] | None = None  # the shape per item that the tables are built for
         self._relearn = False  # after clear(): another shape may take their place
@@ -124,7 +126,8 @@ class Hash3DCache:
         Raises:
             TypeError, ValueError: naming the argument.
         """
-        views = Views(elevation, azimuth, radius, timestep, condition, self._copies)
+        kind = Views if self._device is None else DeviceViews
+        views = kind(elevation, azimuth, radius, timestep, condition, self._copies)
         entered = self._local.views
         entered.append(views)
         try:
@@ -150,21 +153,27 @@ class Hash3DCache:
     def stats(self) -> CacheStats:
         """The counters; see :class:`CacheStats`. How many a table on a GPU rejected is known there, and waited for;
         inside a loop use :meth:`served`."""
-        counts, cached = self._counts, self._cached
+        counts, cached = self._counted(wait=True), self._cached
         return CacheStats(
             forwards=counts["forward"],
             hits=counts["hit"],
             misses=counts["miss"],
             bypasses=counts["bypass"],
             rejected=cached.rejected,
-            rows_saved=counts["hit"] * self.config.groups,
+            rows_saved=(counts["hit"] if self._device is None else counts["saved"]) * self.config.groups,
             nbytes=0 if cached.store is None else cached.store.nbytes,
             host_syncs=self._copies.count,
         )
 
     def served(self) -> dict[str, int]:
-        """``hits``, ``misses`` and ``bypasses`` as in :meth:`stats`, in items: host numbers, nothing is waited for."""
-        return {"hits": self._counts["hit"], "misses": self._counts["miss"], "bypasses": self._counts["bypass"]}
+        """``hits``, ``misses`` and ``bypasses`` as in :meth:`stats`, in items: host numbers, nothing is waited for.
+        With ``decide="device"`` they lag behind: they are what the device has reported by now."""
+        counts = self._counted(wait=False)
+        return {"hits": counts["hit"], "misses": counts["miss"], "bypasses": counts["bypass"]}
+
+    def _counted(self, wait: bool) -> Counter[str]:
+        """Items by what became of them, also those that only the device has counted."""
+        return self._counts + Counter({} if self._device is None else self._device.counts(wait))
 
     def clear(self) -> None:
         """Forgets every entry. The coin goes on, the counters stay, and the next forward may have another shape."""
@@ -218,6 +227,12 @@ class Hash3DCache:
             return beneath.after(UNet2DConditionOutput(sample=output) if call.return_dict else (output,))
 
     def _run_cached(self, call: UNetCall, views: Views) -> Tensor:
+        if self._device is not None:
+            assert isinstance(views, DeviceViews)
+            output, self.last = self._device(call, views, self._state.fingerprint(call))
+            self._signature, self._relearn = _signature(call), False
+            return output
+        assert isinstance(self._cached, CachedForward)
         rows = len(call.sample)
         batch = rows // self.config.groups
         firsts = [rows_of_item[0] for rows_of_item in self._cached.layout.items(batch)]

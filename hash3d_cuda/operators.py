@@ -81,11 +81,21 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return same_kind and one.shape == other.shape and other.is_contiguous()
 
 
-def _append(handle: int, keys: Tensor, latents: Tensor, features: Tensor, content: _Memory, written: _Memory) -> Tensor:
+def _append(
+    handle: int,
+    keys: Tensor,
+    latents: Tensor,
+    features: Tensor,
+    content: _Memory,
+    written: _Memory,
+    skip: Tensor | None = None,
+) -> Tensor:
     table = find(handle)
     keys, latents = table._check_items(keys, latents)
     features = table.options.check_features(features, keys.shape[0])
-    return calls.run_append(table, _engine(table, content, written), keys, latents, features)
+    if skip is not None:
+        skip = table.options.check_skip(skip, keys.shape[0])
+    return calls.run_append(table, _engine(table, content, written), keys, latents, features, skip)
 
 
 def _query(handle: int, keys: Tensor, latents: Tensor, content: _Memory, written: _Memory) -> tuple[Tensor, ...]:
@@ -123,11 +133,19 @@ def _similarity(handle: int, keys: Tensor, content: _Memory, written: _Memory) -
 
 
 def _fake_append(
-    handle: int, keys: Tensor, latents: Tensor, features: Tensor, content: _Memory, written: _Memory
+    handle: int,
+    keys: Tensor,
+    latents: Tensor,
+    features: Tensor,
+    content: _Memory,
+    written: _Memory,
+    skip: Tensor | None = None,
 ) -> Tensor:
     table = find(handle)
     keys, _ = table._check_items(keys, latents)
     table.options.check_features(features, keys.shape[0])
+    if skip is not None:
+        table.options.check_skip(skip, keys.shape[0])
     return keys.new_empty(keys.shape[0], dtype=torch.int64)
 
 
@@ -170,8 +188,8 @@ def _fake_similarity(handle: int, keys: Tensor, content: _Memory, written: _Memo
 _ANSWERS = "Tensor hit, Tensor grid, Tensor serials, Tensor weights"
 _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "append": (
-        "(int table, Tensor keys, Tensor latents, Tensor features, Tensor(a!)[] content, Tensor(b!)[] written)"
-        " -> Tensor",
+        "(int table, Tensor keys, Tensor latents, Tensor features, Tensor(a!)[] content, Tensor(b!)[] written,"
+        " Tensor? skip=None) -> Tensor",
         _append,
         _fake_append,
     ),

@@ -170,6 +170,10 @@ class TableOptions:
         """Returns ``features`` ``[B, *feature_shape]`` in any feature dtype, detached."""
         return check_tensor("features", features, (batch, *self.feature_shape), FEATURE_DTYPES, self.device)
 
+    def check_skip(self, skip: Any, batch: int) -> Tensor:
+        """Returns ``skip`` ``[B]`` bool."""
+        return check_tensor("skip", skip, (batch,), (torch.bool,), self.device)
+
     def check_out(self, out: Any, batch: int) -> Tensor:
         """Returns ``out`` ``[B, *feature_shape]`` in the stored dtype, detached (it still shares memory)."""
         out = check_tensor("out", out, (batch, *self.feature_shape), (self.feature_dtype,), self.device)

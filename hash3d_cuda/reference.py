@@ -88,10 +88,11 @@ class HashTable:
         self._slots: dict[int, Entry] = {}
         self._next_serial = self._rejected = self._queries = self._hits = 0
 
-    def append(self, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
+    def append(self, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None) -> Tensor:
         """Stores items: ``[B, 4]``, ``[B, *latent_shape]``, ``[B, *feature_shape]`` -> serials, int64 ``[B]``.
 
         Latents are cast to float32 and features to the stored dtype first; finiteness is judged after that (rule 10).
+        Items where ``skip``, bool ``[B]``, is True are left out, as if they were not in the batch; their serial is -1.
         """
         keys, latents = self._check_items(keys, latents)
         rows = len(keys)
@@ -99,8 +100,12 @@ class HashTable:
         stored = stored.reshape(rows, self.options.feature_size)
         finite = rules.rows_finite(keys) & rules.rows_finite(latents) & rules.rows_finite(stored)
         places = rules.places_of(keys, self.options)
+        skipped = [False] * rows if skip is None else self.options.check_skip(skip, rows).tolist()
         serials = []
         for row, storable in enumerate(finite.tolist()):
+            if skipped[row]:
+                serials.append(-1)
+                continue
             serial = self._next_serial
             self._next_serial += 1
             self._leave(serial % self.capacity)

@@ -29,12 +29,15 @@ class TableStore:
         feature_dtype: torch.dtype,
         device: torch.device,
         copies: HostCopies,
+        followed: bool = True,
     ) -> None:
+        """``followed``: whether the host is to know which queries on a GPU hit; see :class:`TrackedTable`."""
         self._arguments = config.table_arguments(feature_dtype, device)
         self.feature_shape = tuple(feature_shape)
         self.feature_dtype: torch.dtype = self._arguments["feature_dtype"]
         self.device = device
         self._copies = copies
+        self._followed = followed
         self._latent_shape = tuple(latent_shape)
         self._limit = config.max_conditions
         self._tables: OrderedDict[Hashable, TrackedTable] = OrderedDict()  # least recently used first
@@ -83,7 +86,7 @@ class TableStore:
     def _build(self) -> TrackedTable:
         with torch.inference_mode(False):  # or it could not be written to outside inference mode
             table = HashTable(self.feature_shape, self._latent_shape, **self._arguments)
-            return TrackedTable(table, self._arguments, self._copies)
+            return TrackedTable(table, self._arguments, self._copies, self._followed)
 
     def _empty(self, table: TrackedTable) -> None:
         self._rejected = self._rejected + table.table.count_rejected()

@@ -186,24 +186,28 @@ class HashTable:
             with self._lock:
                 self._engine.clear(self._stream())
 
-    def append(self, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
+    def append(self, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None) -> Tensor:
         """Stores items in order, as if one by one.
 
         Args:
             keys: float32 ``[B, 4]`` from :func:`make_keys`.
             latents: ``[B, *latent_shape]``, float32, float16 or bfloat16.
             features: ``[B, *feature_shape]``, likewise; converted to the stored dtype.
+            skip: bool ``[B]``, items to leave out: the table is then as if they were not in the batch. On CUDA it is
+                read on the device. None: no item.
 
         Returns:
             serials int64 ``[B]``; -1 for an item with something not finite in it (in the stored dtype), which uses up a
-            serial and a slot all the same.
+            serial and a slot all the same, and for a skipped item, which uses up none.
         """
         keys, latents = self._check_items(keys, latents)
         features = self.options.check_features(features, keys.shape[0])
+        if skip is not None:
+            skip = self.options.check_skip(skip, keys.shape[0])
         engine = operators.direct_engine(self, keys)
         if engine is not None:
-            return calls.run_append(self, engine, keys, latents, features)
-        return torch.ops.hash3d.append(self._handle, keys, latents, features, self._content, self._written)
+            return calls.run_append(self, engine, keys, latents, features, skip)
+        return torch.ops.hash3d.append(self._handle, keys, latents, features, self._content, self._written, skip)
 
     def query(self, keys: Tensor, latents: Tensor, out: Tensor | None = None) -> QueryResult:
         """Finds entries in the query's cell and blends their features (Eq. 7 and 8).

@@ -20,12 +20,13 @@ class TrackedTable:
     which depends on the features, is the device's answer waited for and counted.
     """
 
-    def __init__(self, table: HashTable, arguments: dict[str, Any], copies: HostCopies) -> None:
-        """``arguments`` are the keywords ``table`` was built with."""
+    def __init__(self, table: HashTable, arguments: dict[str, Any], copies: HostCopies, followed: bool = True) -> None:
+        """``arguments`` are the keywords ``table`` was built with. With ``followed=False`` the host keeps out of
+        it: only ``table`` and ``clear`` are for use."""
         self.table = table
         self._copies = copies
         self._index: HostIndex | None = None
-        if table.device.type != "cpu":
+        if followed and table.device.type != "cpu":
             if arguments["min_similarity"] is None:
                 self._index = HostIndex(table.capacity, arguments)
             elif copies.strict:

@@ -89,15 +89,16 @@ struct Engine {
 
   void clear(Address stream) const { hash3d::clear(table, context(stream)); }
 
-  void append(int64_t count, Address keys, Address latents, Address features, Address serials, Address stream,
-              int threads, Address scratch) const {
-    const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), pointer<void>(features)};
+  void append(int64_t count, Address keys, Address latents, Address features, Address skip, Address serials,
+              Address stream, int threads, Address scratch) const {
+    const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), pointer<void>(features),
+                              pointer<uint8_t>(skip)};
     hash3d::append(table, items, pointer<int64_t>(serials), context(stream, scratch, threads));
   }
 
   void query(int64_t count, Address keys, Address latents, Address features, int64_t feature_stride, Address hit,
              Address grid, Address serials, Address weights, Address stream, int threads, Address scratch) const {
-    const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), nullptr};
+    const hash3d::Items items{count, pointer<float>(keys), pointer<float>(latents), nullptr, nullptr};
     const hash3d::Answers answers{pointer<void>(features),   feature_stride,
                                   pointer<uint8_t>(hit),     pointer<int32_t>(grid),
                                   pointer<int64_t>(serials), pointer<float>(weights)};
@@ -116,6 +117,25 @@ struct Engine {
     hash3d::restore(table, pointer<int64_t>(serials), pointer<uint8_t>(member), count, pointer<int32_t>(overflow),
                     context(stream));
   }
+};
+
+// Three captured graphs (cudaGraph_t) as one that is launched at once; the Python side keeps the memory they work on.
+class JoinedGraph {
+ public:
+  JoinedGraph(int device, Address before, Address body, Address after, Address need)
+      : device_(device),
+        joined_(hash3d::join_pieces(
+            {pointer<void>(before), pointer<void>(body), pointer<void>(after), pointer<int32_t>(need)},
+            make_context(device, 0, 0, 1))) {}
+  ~JoinedGraph() { hash3d::release_joined(joined_); }
+  JoinedGraph(const JoinedGraph&) = delete;
+  JoinedGraph& operator=(const JoinedGraph&) = delete;
+
+  void launch(Address stream) const { hash3d::launch_joined(joined_, make_context(device_, stream, 0, 1)); }
+
+ private:
+  int device_;
+  void* joined_;
 };
 
 py::dict build_info() {
@@ -159,6 +179,12 @@ PYBIND11_MODULE(_C, m) {
       .def("similarity", &Engine::similarity, no_gil)
       .def("restore", &Engine::restore, no_gil);
 
+  py::class_<JoinedGraph>(m, "JoinedGraph")
+      .def(py::init<int, Address, Address, Address, Address>(), py::arg("device"), py::arg("before"), py::arg("body"),
+           py::arg("after"), py::arg("need"))
+      .def("launch", &JoinedGraph::launch, no_gil);
+
+  m.def("missing_for_joins", &hash3d::missing_for_joins);
   m.def("build_info", &build_info);
   m.def("use_simd", &hash3d::use_simd);
   m.def("supports", [](const std::string& type) {

@@ -26,9 +26,10 @@ mend() { cp "$work/sound" "csrc/cuda/$1"; }
 
 say "the table's tests through the kernels"
 configure "$work/plain" -DHASH3D_EMULATE=ON
-build "$work/plain" _C engine_backends
+build "$work/plain" _C engine_backends engine_conditional
 "$python" -m pytest -q -p no:cacheprovider tests/test_table_*.py tests/test_storage.py
 "$work/plain/engine_backends" $((10 * rounds)) "$seed"
+"$work/plain/engine_conditional"
 
 say "with AddressSanitizer and UndefinedBehaviorSanitizer"
 configure "$work/asan" -DHASH3D_EMULATE=ON -DHASH3D_SANITIZE=address,undefined
@@ -36,8 +37,9 @@ plant append.cu "i < end; i += kThreads" "i <= end; i += kThreads"
 build "$work/asan" engine_backends
 must_report heap-buffer-overflow "$work/asan/engine_backends" "$rounds" "$seed"
 mend append.cu
-build "$work/asan" engine_backends
+build "$work/asan" engine_backends engine_conditional
 "$work/asan/engine_backends" "$rounds" "$seed"
+"$work/asan/engine_conditional"
 
 say "with ThreadSanitizer"
 configure "$work/tsan" -DHASH3D_EMULATE=ON -DHASH3D_SANITIZE=thread

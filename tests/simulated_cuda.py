@@ -157,7 +157,7 @@ class SimulatedCuda(TorchFunctionMode):
         twin = self._twins[handle]
         name = f"{func._schema.name.removeprefix('hash3d::')}.{func._overloadname}"
         if name == "append.default":
-            return twin.append(*rest[:3])
+            return twin.append(*rest[:3], *rest[5:])
         if name == "query.out":
             result = twin.query(*rest[:2], out=rest[-1])
             return result.hit, result.grid, result.serials, result.weights

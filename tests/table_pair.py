@@ -55,10 +55,11 @@ class Pair:
         self.near_ties = 0
         assert self.engine.capacity == self.oracle.capacity and self.engine.nbytes == self.oracle.nbytes
 
-    def append(self, keys: Tensor, latents: Tensor, features: Tensor) -> Tensor:
-        serials = self.engine.append(*self._there(keys, latents, features))
+    def append(self, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None) -> Tensor:
+        there = None if skip is None else skip.to(self.engine.device)
+        serials = self.engine.append(*self._there(keys, latents, features), skip=there)
         assert serials.dtype == torch.int64
-        assert serials.tolist() == self.oracle.append(keys, latents, features).tolist()
+        assert serials.tolist() == self.oracle.append(keys, latents, features, skip=skip).tolist()
         return serials
 
     def lookup(self, keys: Tensor) -> None:

@@ -88,6 +88,12 @@ class Items:
         self._spoil(features)
         return self._maybe_strided(_cast(features, rng))
 
+    def skip(self, rows: int) -> Tensor | None:
+        """Which items an append leaves out; None as often."""
+        if self.rng.random() < 0.5:
+            return None
+        return self._maybe_strided(torch.from_numpy(self.rng.random(rows) < self.rng.choice([0.2, 0.8])))
+
     def out(self, rows: int) -> Tensor | None:
         """A buffer for ``query`` in the stored dtype, or None as often."""
         if self.rng.random() < 0.5:
@@ -127,7 +133,7 @@ def random_step(pair: Any, items: Items, rng: np.random.Generator, rows: int) ->
     """One call of both tables with ``rows`` items, or a clear; returns which."""
     chance = rng.random()
     if chance < 0.3:
-        pair.append(items.keys(rows), items.latents(rows), items.features(rows))
+        pair.append(items.keys(rows), items.latents(rows), items.features(rows), items.skip(rows))
         return "append"
     if chance < 0.6:
         pair.query(items.keys(rows), items.latents(rows), items.out(rows))

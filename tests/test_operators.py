@@ -115,6 +115,26 @@ def test_an_operator_works_on_the_memory_it_is_given(name):
     assert_same(state(table), state(same))
 
 
+@pytest.mark.parametrize("marks", [(False, True), (True, True)])
+def test_append_with_a_mask(marks):
+    """Checked as an operator, compiled, and seen by dispatch modes as in plain code."""
+    checked = filled()
+    operator, arguments = call("append", checked)
+    opcheck(operator, (*arguments, torch.tensor(marks)))
+    torch._dynamo.reset()
+    plain, table = filled(), filled()
+    batch = items(seed=3)
+    run = lambda table, skip: table.append(*batch, skip=skip)  # noqa: E731
+    expected = run(plain, torch.tensor(marks))
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(table, torch.tensor(marks)), expected)
+    assert expected.tolist() == [-1 if mark else 2 + place for place, mark in enumerate(marks)]
+    assert_same(state(plain), state(table))
+    with Listener() as listener:
+        run(table, torch.tensor(marks))
+    assert "hash3d.append.default" in listener.names
+
+
 def test_foreign_memory_is_refused():
     table, larger = filled(), filled(capacity=16)
     keys, latents, _ = items()

@@ -143,6 +143,10 @@ void append(const Table& table, const Items& items, int64_t* serials, int thread
   const Config& config = table.config;
   Newcomer item;
   for (int64_t row = 0; row < items.count; ++row) {
+    if (items.skip != nullptr && items.skip[row] != 0) {
+      serials[row] = -1;
+      continue;
+    }
     item.serial = table.counters[kNextSerial];
     item.key = load_key(items.keys, row);
     item.latent = items.latents + row * config.latent_size;

@@ -1,7 +1,8 @@
 // append: items go in one after the other, so each has two kernels of its own. `store` takes the new feature to its
 // slot and on that one pass measures it: is it finite, its norm, its dot products with every candidate. `settle`, one
 // block, decides whether the item joins, updates averages, chains and counters (rules 3-5, 7, 10), and finds the next
-// item's candidates. An item that is not finite has been written to its slot too; nothing refers to it there.
+// item's candidates. An item that is not finite has been written to its slot too; nothing refers to it there. Which
+// items are to be skipped is known on the device only, so their kernels are launched all the same and leave at once.
 //
 // Bytes that must move for an item: its feature and latent read and written, the feature of every candidate read.
 #include "backend.h"
@@ -107,6 +108,10 @@ __device__ void find_candidates(const Table& table, const Key& given, int64_t ne
   if (lane == 0) *plan.distinct = distinct;
 }
 
+__device__ __forceinline__ bool is_skipped(const uint8_t* skip, int64_t item) {
+  return skip != nullptr && skip[item] != 0;
+}
+
 __global__ void __launch_bounds__(kWarp) begin(const Table table, const float* keys, const Plan plan) {
   find_candidates(table, load_key(keys, 0), table.counters[kNextSerial] + 1, plan);
 }
@@ -144,7 +149,9 @@ __device__ void measure(const typename Piece::Raw* feature, typename Piece::Raw*
 
 template <typename Piece>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    store(const Table table, const typename Piece::Raw* feature, const float* latent, const Plan plan) {
+    store(const Table table, const typename Piece::Raw* feature, const float* latent, const uint8_t* skip, int64_t item,
+          const Plan plan) {
+  if (is_skipped(skip, item)) return;
   using Raw = typename Piece::Raw;
   const Config& config = table.config;
   const int64_t block = blockIdx.x, blocks = plan.blocks;
@@ -205,13 +212,12 @@ __device__ void update_similarity(const Table& table, const Plan& plan, int grid
   average = running_average(average, static_cast<float>(sum / count), table.config.decay);
 }
 
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    settle(const Table table, const float* keys, int64_t item, bool more, const Plan plan, int64_t* serials) {
+// Lets an item that `store` has measured into the table, or rejects it. All threads of the block take part.
+__device__ void admit(const Table& table, const Key& given, int64_t serial, const Plan& plan, int64_t* answer) {
   __shared__ float norm;
   const Config& config = table.config;
   const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp;
-  const int64_t serial = table.counters[kNextSerial], slot = slot_of(config, serial);
-  const Key given = load_key(keys, item);
+  const int64_t slot = slot_of(config, serial);
   bool finite = is_finite(given);
   for (int64_t i = thread; i < plan.blocks; i += kThreads) finite = finite && plan.finite[i] != 0;
   finite = __syncthreads_and(finite);
@@ -242,9 +248,22 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
       ++table.counters[kRejected];
     }
     table.counters[kNextSerial] = serial + 1;
-    serials[item] = finite ? serial : -1;
+    *answer = finite ? serial : -1;
   }
-  if (more && warp == 0) find_candidates(table, load_key(keys, item + 1), serial + 2, plan);
+}
+
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    settle(const Table table, const float* keys, const uint8_t* skip, int64_t item, bool more, const Plan plan,
+           int64_t* serials) {
+  const int64_t serial = table.counters[kNextSerial];
+  const bool skipped = is_skipped(skip, item);
+  if (!skipped) {
+    admit(table, load_key(keys, item), serial, plan, serials + item);
+  } else if (threadIdx.x == 0) {
+    serials[item] = -1;
+  }
+  const int64_t next_serial = skipped ? serial : serial + 1;
+  if (more && threadIdx.x < kWarp) find_candidates(table, load_key(keys, item + 1), next_serial + 1, plan);
 }
 
 }  // namespace
@@ -269,9 +288,10 @@ void append(const Table& table, const Items& items, int64_t* serials, const Cont
     const auto* features = static_cast<const typename Kind::Raw*>(items.features);
     for (int64_t item = 0; item < items.count; ++item) {
       launch("append: store", context, dim3(static_cast<unsigned>(plan.blocks)), kThreads, store<Kind>, table,
-             features + item * (config.feature_size / Kind::kNumbers), items.latents + item * config.latent_size, plan);
-      launch("append: settle", context, dim3(1), kThreads, settle, table, items.keys, item, item + 1 < items.count,
-             plan, serials);
+             features + item * (config.feature_size / Kind::kNumbers), items.latents + item * config.latent_size,
+             items.skip, item, plan);
+      launch("append: settle", context, dim3(1), kThreads, settle, table, items.keys, items.skip, item,
+             item + 1 < items.count, plan, serials);
     }
   });
 }

@@ -1,5 +1,5 @@
-// The CUDA backend's entry points; hash3d.h says what they do. A build without nvcc links no_cuda.cpp, whose functions
-// refuse.
+// The CUDA backend's entry points; hash3d.h says what they do. A build without nvcc links no_cuda.cpp and
+// no_conditional.cpp, one with an nvcc older than 12.4 the latter alone: their functions refuse.
 #pragma once
 
 #include <string>
@@ -15,6 +15,11 @@ void lookup(const Table& table, const float* keys, int64_t count, int64_t* seria
 void similarity(const Table& table, const float* keys, int64_t count, float* averages, const Context& context);
 void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow,
              const Context& context);
+
+void* join_pieces(const Pieces& pieces, const Context& context);
+void launch_joined(void* joined, const Context& context);
+void release_joined(void* joined);
+std::string missing_for_joins();
 
 // Bytes of scratch memory that append needs, and a query of `count` items.
 int64_t append_scratch(const Config& config);

@@ -118,7 +118,10 @@ class Pair {
     spoil(features);
     std::vector<char> stored(features.size() * bytes_of(config_.feature_dtype));
     from_float(config_.feature_dtype, features.data(), stored.data(), static_cast<int64_t>(features.size()));
-    const Items items{count, keys.data(), latents.data(), stored.data()};
+    std::vector<uint8_t> skip(count);
+    for (uint8_t& mark : skip) mark = random_.pick<uint8_t>({0, 0, 1, 255});
+    const bool some = random_.pick({true, false});
+    const Items items{count, keys.data(), latents.data(), stored.data(), some ? skip.data() : nullptr};
     std::vector<int64_t> a(count), b(count);
     append(cpu_.table, items, a.data(), Context{});
     append(other_.table, items, b.data(), with_scratch(append_scratch(config_, DeviceType::kCuda)));

@@ -68,11 +68,13 @@ struct Context {
 };
 
 // B items: keys float32 [B,4], latents float32 [B,latent_size], features feature_dtype [B,feature_size]; all dense.
+// `skip` uint8 [B], for an append only: items not to store where it is not 0; null for none.
 struct Items {
   int64_t count;
   const float* keys;
   const float* latents;
   const void* features;
+  const uint8_t* skip = nullptr;
 };
 
 // Answers of a query. `features` rows are `feature_stride` numbers apart, each dense; rows that miss are not written.
@@ -87,7 +89,8 @@ struct Answers {
 
 // Empties the table: serials start from 0, averages and counters are reset.
 void clear(const Table& table, const Context& context);
-// Stores items in order, as if one by one (rules 3-5, 7, 10); serials int64 [B], -1 for what is not finite.
+// Stores items in order, as if one by one (rules 3-5, 7, 10); serials int64 [B], -1 for what is not finite. An item to
+// skip changes nothing, uses up no serial and gets -1; a batch is stored as if it were not in it.
 void append(const Table& table, const Items& items, int64_t* serials, const Context& context);
 // Finds, weighs and blends (rules 4-6, 8-10).
 void query(const Table& table, const Items& items, const Answers& answers, const Context& context);
@@ -100,6 +103,25 @@ void similarity(const Table& table, const float* keys, int64_t count, float* ave
 // becomes 1 where a chain would outgrow Q, and the table has to be cleared then; else 0.
 void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow,
              const Context& context);
+
+// Captured work in three pieces, cudaGraph_t each, that one launch runs in this order. `need` int32 lies on the device;
+// `body` runs only where it is not 0 once `before` is over.
+struct Pieces {
+  void* before;
+  void* body;
+  void* after;
+  const int32_t* need;
+};
+
+// Joins the pieces by a conditional node and returns a cudaGraphExec_t to launch and, in the end, to release. The
+// pieces are copied; the memory they work on is the caller's to keep. Neither waits for the device. Throws where
+// `missing_for_joins` is not empty, or a node of `body` is none that conditional nodes allow: kernels, copies and fills
+// of device memory, child graphs, conditional nodes.
+void* join_pieces(const Pieces& pieces, const Context& context);
+void launch_joined(void* joined, const Context& context);
+void release_joined(void* joined);
+// What this build or this machine's driver lacks for joining pieces: CUDA 12.4 or later. Empty when nothing.
+std::string missing_for_joins();
 
 // Bytes that `Context::scratch` must have for an append, and for a query of `count` items; 0 on the CPU.
 int64_t append_scratch(const Config& config, DeviceType type);

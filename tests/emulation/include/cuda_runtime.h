@@ -102,7 +102,7 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
-enum cudaError_t { cudaSuccess = 0 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 using cudaStream_t = void*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -122,3 +122,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   emulation::run(config->gridDim, config->blockDim, [&] { std::apply(kernel, values); });
   return cudaSuccess;
 }
+
+#include "cuda_graph.h"

@@ -1,0 +1,517 @@
+"""``decide="device"``, its pieces run one by one on the CPU: the same answers as ``decide="host"``."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from eager_runner import eager_runner  # noqa: F401
+from simulated_cuda import HostWaits, module_to_gpu, on_gpu, simulated_cuda
+from torch import nn
+from unet_shapes import build_inputs, build_residuals, build_unet
+
+import hash3d_cuda as h3d
+from hash3d_cuda.hook import Hash3DCache, apply_hash3d
+
+pytestmark = pytest.mark.usefixtures("eager_runner")
+OPTIONS: dict[str, Any] = {"eta": 1.0, "position": 3, "groups": 2, "capacity": 12, "num_buckets": 101}
+SAME = dict(rtol=1e-4, atol=1e-5)
+HALF = dict(rtol=1e-3, atol=2e-3)  # stored in half precision, a rounding error of float32 becomes one of float16
+
+
+class Both:
+    """The same U-Net twice, one cache deciding on the host, the other on the device; every call goes to both."""
+
+    def __init__(self, name: str = "sd15", near: dict[str, float] = SAME, **options: Any) -> None:
+        self.near = near
+        self.unets = [build_unet(name), build_unet(name)]
+        decides = ("host", "device")
+        self.caches = [
+            apply_hash3d(unet, h3d.Hash3DConfig(**{**OPTIONS, **options}, decide=decide))
+            for unet, decide in zip(self.unets, decides, strict=True)
+        ]
+
+    @property
+    def device(self) -> Hash3DCache:
+        return self.caches[1]
+
+    @torch.no_grad()
+    def call(self, inputs: dict[str, Any], **views: Any) -> tuple[str, ...]:
+        """Compares outputs and decisions; returns the latter."""
+        outputs = []
+        for unet, cache in zip(self.unets, self.caches, strict=True):
+            with cache.views(**{"elevation": 0.0, "azimuth": 0.0, "radius": 2.0, **views}):
+                outputs.append(unet(**inputs).sample)
+        torch.testing.assert_close(outputs[1], outputs[0], **self.near)
+        host, device = (cache.last for cache in self.caches)
+        assert device.kinds == host.kinds and device.kind == host.kind and device.plain is None
+        return device.kinds
+
+    def compare(self, rows_saved: bool = True) -> None:
+        """Counters and tables."""
+        host, device = (cache.stats() for cache in self.caches)
+        names = [
+            "forwards",
+            "hits",
+            "misses",
+            "bypasses",
+            "rejected",
+            "nbytes",
+            *(["rows_saved"] if rows_saved else []),
+        ]
+        assert {name: getattr(device, name) for name in names} == {name: getattr(host, name) for name in names}
+        assert device.host_syncs == 0 and self.caches[1].served() == self.caches[0].served()
+        mine, theirs = (cache.table._state_dict() for cache in self.caches)
+        for name in ("serials", "keys", "latents", "features", "member"):
+            torch.testing.assert_close(mine[name], theirs[name], **self.near)
+
+
+def walk(both: Both, batch: int, steps: int, seed: int = 0, **inputs: Any) -> list[tuple[str, ...]]:
+    """Random views of a few cells, a new latent each time."""
+    rng, made = random.Random(seed), []
+    for step in range(steps):
+        given = {**build_inputs(both.unets[0], rows=2 * batch, seed=step), **inputs}
+        azimuth = [90.0 * rng.randrange(4) + rng.random() for _ in range(batch)]
+        made.append(both.call(given, azimuth=azimuth, timestep=500 + 200 * rng.randrange(2)))
+    return made
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["sd15", "zero123", "sdxl"])
+def test_one_view_at_a_time(name, eta):
+    """Hits, misses, bypasses and answers over a random sequence; with room for few entries."""
+    both = Both(name, eta=eta, capacity=5)
+    kinds = [kind for (kind,) in walk(both, 1, 30)]
+    both.compare()
+    assert set(kinds) == ({"hit", "miss"} if eta == 1.0 else {"hit", "miss", "bypass"})
+
+
+@pytest.mark.parametrize("rows", ["group-major", "item-major", lambda b, g: [[2 * i + 1, 2 * i] for i in range(b)]])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_several_views_at_a_time(batch, rows, eager_runner):  # noqa: F811
+    """In a partial batch deep runs for all rows, and only what was not found is stored."""
+    both = Both(rows=rows, eta=0.8)
+    made = walk(both, batch, 25)
+    both.compare(rows_saved=False)
+    assert any(len(set(kinds)) > 1 for kinds in made)
+    whole = [kinds for kinds in made if set(kinds) == {"hit"}]
+    assert both.device.stats().rows_saved == 2 * batch * len(whole)
+    assert eager_runner.launches == len(made) - 1 and eager_runner.bodies == len(made) - 1 - len(whole)
+    assert eager_runner.made == 1
+
+
+def test_entries_that_differ_in_type_and_format():
+    both = Both(near=HALF, feature_dtype=torch.float16)
+    for unet in both.unets:
+        unet.to(memory_format=torch.channels_last)
+    walk(both, 2, 8)
+    both.compare(rows_saved=False)
+
+
+def test_the_timestep_argument_in_all_its_forms():
+    """As a number, a tensor of one or of a value per row; told to ``views`` or not."""
+    both = Both()
+    inputs = build_inputs(both.unets[0], rows=4)
+    for timestep in (500, 500.0, torch.tensor(500), torch.full((4,), 500), torch.tensor([500, 100, 500, 100])):
+        given = {**inputs, "timestep": timestep}
+        both.call(given, azimuth=[0.0, 90.0])
+        both.call(given, azimuth=[0.0, 90.0], timestep=[700, 800])
+    assert both.call({**inputs, "timestep": 300}, azimuth=[0.0, 90.0]) == ("miss", "miss")
+    assert both.call({**inputs, "timestep": 300}, azimuth=[0.0, 90.0]) == ("hit", "hit")
+    assert both.call({**inputs, "timestep": 900}, azimuth=[0.0, 90.0]) == ("miss", "miss")
+    both.compare(rows_saved=False)
+
+
+def test_poses_in_all_their_forms():
+    both = Both()
+    inputs = build_inputs(both.unets[0], rows=4)
+    kinds = [
+        both.call(inputs, azimuth=azimuth, radius=radius, timestep=500)
+        for azimuth, radius in [
+            ([10, 95], 2.0),
+            (torch.tensor([10.0, 95.0]), torch.tensor(2.0)),
+            (torch.tensor([10, 95], dtype=torch.int64), torch.tensor([2.0])),
+        ]
+    ]
+    assert kinds == [("miss", "miss"), ("hit", "hit"), ("hit", "hit")]
+    cache = both.device
+    wrong = pytest.raises(ValueError, match="elevation, azimuth, radius, timestep: expected 1 or 2")
+    with wrong, cache.views(elevation=0.0, azimuth=[1, 2, 3], radius=2.0, timestep=5):
+        both.unets[1](**inputs)
+    with pytest.raises(ValueError, match="elevation, azimuth, radius, timestep"), cache.views([1, 2, 3], [1, 2], 2.0):
+        pass
+    with pytest.raises(TypeError, match="radius"), cache.views(1, 2, "far"):
+        pass
+
+
+def test_a_residual_network_joins_in():
+    both = Both()
+    inputs = build_inputs(both.unets[0], rows=2)
+    with torch.no_grad():
+        residuals = build_residuals(both.unets[0], inputs)
+    assert [both.call({**inputs, **residuals}, timestep=500) for _ in range(2)] == [("miss",), ("hit",)]
+    changed = {**residuals, "mid_block_additional_residual": residuals["mid_block_additional_residual"] + 1}
+    both.call({**inputs, **changed}, timestep=900)
+    both.compare()
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_conditions_are_never_mixed(room, eager_runner):  # noqa: F811
+    both = Both(max_conditions=room)
+    prompts = {name: build_inputs(both.unets[0], rows=2, seed=seed) for seed, name in enumerate("abc")}
+    kinds = [both.call(prompts[name], timestep=500, condition=name) for name in "abbaabccb"]
+    assert sum(kind == ("hit",) for kind in kinds) == {1: 3, 2: 6}[room]
+    both.compare()
+    assert eager_runner.made == room, "a table that is emptied for another condition keeps its graph"
+
+
+def test_several_conditions_in_one_batch_are_refused():
+    both = Both()
+    inputs = build_inputs(both.unets[1], rows=4)
+    wrong = pytest.raises(ValueError, match=r'condition: with decide="device".*pass decide="host"')
+    with wrong, both.device.views(0.0, [0.0, 90.0], 2.0, 500, condition=["a", "b"]):
+        both.unets[1](**inputs)
+    both.call(inputs, azimuth=[0.0, 90.0], timestep=500, condition=["a", "a"])
+
+
+def test_what_changes_in_the_model_is_noticed(eager_runner):  # noqa: F811
+    both = Both()
+    inputs = build_inputs(both.unets[0], rows=2)
+    assert [both.call(inputs, timestep=500) for _ in range(2)] == [("miss",), ("hit",)]
+    for unet in both.unets:
+        unet.conv_out.bias.data.add_(0.5)
+        with torch.no_grad():
+            unet.conv_out.bias.mul_(2.0)
+    assert [both.call(inputs, timestep=500) for _ in range(2)] == [("miss",), ("hit",)]
+    before = eager_runner.made
+    for unet in both.unets:  # to other memory, as .to() and offloading do
+        unet.conv_in.weight.data = unet.conv_in.weight.data.clone()
+    with pytest.warns(RuntimeWarning, match="the weights have moved"):
+        assert both.call(inputs, timestep=500) == ("hit",)
+    assert eager_runner.made == before + 1
+    for unet in both.unets:
+        unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    assert [both.call(inputs, timestep=500) for _ in range(2)] == [("miss",), ("hit",)]
+
+
+def test_calls_of_several_forms_take_turns(eager_runner):  # noqa: F811
+    """Of one view and of two, with prompts of another length; each has its graph, all share the table."""
+    both = Both(eta=1.0)
+    for step in range(8):
+        batch = 1 + step % 2
+        inputs = build_inputs(both.unets[0], rows=2 * batch, seed=step)
+        both.call(inputs, azimuth=[0.0, 90.0][:batch], timestep=500)
+    both.compare(rows_saved=False)
+    assert eager_runner.made == 2
+    longer = build_inputs(both.unets[0], rows=2)
+    longer["encoder_hidden_states"] = torch.randn(2, 9, 12)
+    both.call(longer, timestep=500)
+    assert eager_runner.made == 3
+
+
+def test_clear_remove_and_another_shape():
+    both = Both()
+    inputs = build_inputs(both.unets[0], rows=2)
+    assert [both.call(inputs, timestep=500) for _ in range(2)] == [("miss",), ("hit",)]
+    for cache in both.caches:
+        cache.clear()
+    assert len(both.device.table) == 0
+    assert [both.call(inputs, timestep=500) for _ in range(2)] == [("miss",), ("hit",)]
+    for cache in both.caches:
+        cache.clear()
+    larger = build_inputs(both.unets[0], rows=2, size=(16, 8))
+    assert [both.call(larger, timestep=500) for _ in range(2)] == [("miss",), ("hit",)]
+    both.compare()
+    bare = build_unet("sd15")(**inputs).sample
+    for cache in both.caches:
+        cache.remove()
+    assert torch.equal(both.unets[1](**inputs).sample, bare)
+    assert both.device.stats() == both.caches[0].stats() and both.device.stats().hits == 3
+    apply_hash3d(both.unets[1], h3d.Hash3DConfig(**OPTIONS, decide="device")).remove()
+
+
+def test_outside_views_and_in_bypass_nothing_is_touched():
+    both = Both()
+    inputs = build_inputs(both.unets[0], rows=2)
+    bare = build_unet("sd15")(**inputs).sample
+    assert torch.equal(both.unets[1](**inputs).sample, bare)
+    with both.device.bypass(), both.device.views(0.0, 0.0, 2.0, 500):
+        assert torch.equal(both.unets[1](**inputs).sample, bare)
+    assert both.device.stats().forwards == 0 and both.device.table is None
+    wanting = {**inputs, "sample": inputs["sample"].clone().requires_grad_()}
+    with both.device.views(0.0, 0.0, 2.0, 500), pytest.warns(RuntimeWarning, match="gradients"):
+        assert both.unets[1](**wanting).sample.requires_grad
+    assert both.device.stats().bypasses == 1 and both.device.last.plain == "gradients"
+
+
+def test_an_answer_and_a_decision_stay_what_they_were():
+    """Buffers are the next forward's; what was handed out is the caller's."""
+    both = Both()
+    unet, cache = both.unets[1], both.device
+    seen = []
+    for azimuth in (0.0, 90.0, 0.0):
+        with cache.views(0.0, azimuth, 2.0, 500), torch.no_grad():
+            output = unet(**build_inputs(unet, rows=2, seed=int(azimuth))).sample
+        seen.append((output, output.clone(), cache.last))
+    assert all(torch.equal(output, copy) for output, copy, _ in seen)
+    assert [decision.kind for _, _, decision in seen] == ["miss", "miss", "hit"]
+    assert seen[2][2].kinds == ("hit",) and "hit" in repr(seen[2][2].kinds)
+
+
+def test_what_is_not_finite_is_rejected_and_misses():
+    both = Both()
+    inputs = build_inputs(both.unets[0], rows=2)
+    bad = {**inputs, "sample": inputs["sample"].clone()}
+    bad["sample"][0, 0, 0, 0] = float("nan")
+    for given, azimuth in [(bad, 0.0), (inputs, 0.0), (inputs, 0.0), (bad, 0.0), (inputs, float("nan"))]:
+        with both.device.views(0.0, azimuth, 2.0, 500), torch.no_grad():
+            both.unets[1](**given)
+    stats = both.device.stats()
+    assert (stats.hits, stats.misses, stats.rejected) == (1, 4, 3)
+
+
+def test_a_minimum_similarity_needs_no_copy():
+    both = Both(min_similarity=0.9999, initial_similarity=0.0)
+    walk(both, 1, 20)
+    assert both.device.stats().host_syncs == 0
+    assert both.device.stats().hits == both.caches[0].stats().hits
+    apply_hash3d(build_unet("sd15"), h3d.Hash3DConfig(**OPTIONS, min_similarity=0.5, strict=True, decide="device"))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_may_change_between_calls(mode):
+    both = Both()
+    inputs = build_inputs(both.unets[0], rows=2)
+    with mode():
+        both.call(inputs, timestep=500)
+    assert both.call(inputs, timestep=500) == ("hit",)
+    with torch.inference_mode():
+        assert both.call(inputs, timestep=500) == ("hit",)
+
+
+def test_compiled_parts():
+    both = Both(compile={"backend": "eager"})
+    walk(both, 1, 6)
+    both.compare()
+
+
+ERRORS = [
+    (dict(mode="noise"), r'decide: expected "host" with mode="noise".*pass decide="host"'),
+    (dict(compile={"mode": "reduce-overhead"}), r"decide: .*CUDA graphs of its own.*pass decide="),
+]
+
+
+@pytest.mark.parametrize("options, message", ERRORS)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        h3d.Hash3DConfig(decide="device", **options)
+    with pytest.raises(ValueError, match="decide"):
+        h3d.Hash3DConfig(decide="gpu")
+
+
+def test_arguments_on_another_device_are_named(eager_runner):  # noqa: F811
+    both = Both()
+    inputs = build_inputs(both.unets[1], rows=2)
+    inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].to("meta")
+    wrong = pytest.raises(ValueError, match=r"decide: expected all .* on cpu, got one .* on meta")
+    with wrong, both.device.views(0.0, 0.0, 2.0, 500):
+        both.unets[1](**inputs)
+
+
+class TestRealRunner:
+    """What ``GraphRunner`` says where it cannot work."""
+
+    @pytest.fixture(autouse=True)
+    def real(self, monkeypatch, eager_runner):  # noqa: F811
+        from hash3d_cuda.device_forward import DeviceForward
+        from hash3d_cuda.device_runner import GraphRunner
+
+        monkeypatch.setattr(DeviceForward, "runner", GraphRunner)
+
+    def apply(self) -> tuple[nn.Module, Hash3DCache]:
+        unet = build_unet("sd15")
+        return unet, apply_hash3d(unet, h3d.Hash3DConfig(**OPTIONS, decide="device"))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_without_a_gpu(self):
+        with pytest.raises(RuntimeError, match=r'decide: with "device", expected a CUDA device.*pass decide="host"'):
+            self.apply()
+
+    def test_an_old_torch(self, monkeypatch):
+        monkeypatch.delattr(torch.cuda.CUDAGraph, "raw_cuda_graph")
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", type("CUDAGraph", (), {}))
+        with pytest.raises(RuntimeError, match=r"decide: .*2\.8 or later"):
+            self.apply()
+
+    def test_an_old_driver_and_a_sample_on_the_cpu(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr("hash3d_cuda._C.missing_for_joins", lambda: "the driver is one for CUDA 12.2")
+        with pytest.raises(RuntimeError, match=r"decide: .*CUDA 12\.2; pass decide="):
+            self.apply()
+        monkeypatch.setattr("hash3d_cuda._C.missing_for_joins", lambda: "")
+        unet, cache = self.apply()
+        wrong = pytest.raises(ValueError, match=r"decide: .*sample on a CUDA device, got cpu")
+        with wrong, torch.no_grad(), cache.views(0.0, 0.0, 2.0, 500):
+            unet(**build_inputs(unet, rows=2))
+        cache.remove()
+
+
+class SimulatedRunner:
+    """Launches the pieces on a GPU that is not there; what it has to know of ``need`` it does not ask the GPU."""
+
+    def __init__(self, pieces: Any, unet: nn.Module) -> None:
+        self.pieces = pieces
+
+    @staticmethod
+    def check_machine() -> None: ...
+
+    @staticmethod
+    def check_sample(sample: Any) -> None: ...
+
+    def is_stale(self) -> bool:
+        return False
+
+    def launch(self) -> None:
+        with self.pieces.running():
+            self.pieces.before()
+            if self.pieces.need.inner[0] != 0:
+                self.pieces.body()
+            self.pieces.after()
+
+
+def test_no_piece_waits(monkeypatch):
+    """Nothing that fills, runs or reads out the pieces would make the host wait for a GPU: poses, timesteps and all
+    else lie there. Answers and counters are those of a CPU."""
+    from hash3d_cuda.device_forward import DeviceForward
+
+    kinds = [((10.0, 95.0), 500), ((10.0, 95.0), 500), ((10.0, 200.0), 500), ((10.0, 200.0), 800)]
+    options = {**OPTIONS, "eta": 0.8, "seed": 3}
+
+    def answers(there: Any, unet: nn.Module, decide: str) -> tuple[list[Any], Hash3DCache]:
+        cache = apply_hash3d(unet, h3d.Hash3DConfig(**options, decide=decide))
+        made = []
+        for step, (azimuth, timestep) in enumerate(kinds * 3):
+            inputs = {name: there(value) for name, value in build_inputs(unet, rows=4, seed=step).items()}
+            inputs["timestep"] = there(torch.full((4,), timestep))
+            views = cache.views(0.0, there(torch.tensor(azimuth)), 2.0)
+            with guard.watch() if decide == "device" else contextlib.nullcontext(), torch.no_grad(), views:
+                made.append((unet(**inputs).sample, cache.last))
+                cache.served()
+        return made, cache
+
+    expected, host = answers(lambda value: value, build_unet("sd15"), "host")
+    monkeypatch.setattr(DeviceForward, "runner", SimulatedRunner)
+    with simulated_cuda() as guard:
+        made, cache = answers(on_gpu, module_to_gpu(build_unet("sd15")), "device")
+        assert guard.copies["to host"] > 0, "the counters, to pinned memory"
+        for (output, decision), (same, decided) in zip(made, expected, strict=True):
+            torch.testing.assert_close(output.inner, same, **SAME)
+            assert decision.kinds == decided.kinds
+        with pytest.raises(HostWaits), guard.watch():
+            cache.stats()
+        mine, theirs = cache._counted(wait=True), host._counted(wait=True)
+        assert all(mine[kind] == theirs[kind] > 0 for kind in ("hit", "miss", "bypass"))
+        assert cache.served() == host.served()
+
+
+class FakeGraph:
+    """In place of ``torch.cuda.CUDAGraph``: a piece, kept to be run."""
+
+    pieces: ClassVar[dict[int, Any]] = {}
+
+    def __init__(self, keep_graph: bool = False) -> None:
+        assert keep_graph
+
+    def raw_cuda_graph(self) -> int:
+        return id(self)
+
+
+class FakeJoined:
+    """In place of the engine's: runs captured pieces in the order in which it was given them."""
+
+    def __init__(self, device: int, before: int, body: int, after: int, need: int) -> None:
+        self.order, self.need, self.streams = (before, body, after), need, []
+
+    def launch(self, stream: int) -> None:
+        before, body, after = (FakeGraph.pieces[place] for place in self.order)
+        self.streams.append(stream)
+        runner = before.__self__
+        assert runner.need.data_ptr() == self.need
+        with runner.running():
+            before()
+            if runner.need.item():
+                body()
+            after()
+
+
+def test_graphs_are_captured_joined_and_launched(monkeypatch):
+    """All of ``GraphRunner`` but torch's capture and CUDA's graphs."""
+    from hash3d_cuda import device_runner
+    from hash3d_cuda.device_forward import DeviceForward, DevicePieces
+
+    captured, kept, stream = [], [], SimpleNamespace(cuda_stream=7)
+
+    def keep(piece: Any, *told: Any) -> FakeGraph:
+        captured.append(piece.__name__)
+        graph = FakeGraph(keep_graph=True)
+        FakeGraph.pieces[id(graph)] = piece
+        return graph
+
+    for name in ("check_machine", "check_sample"):
+        monkeypatch.setattr(device_runner.GraphRunner, name, staticmethod(lambda *told: None))
+    monkeypatch.setattr(DeviceForward, "runner", device_runner.GraphRunner)
+    monkeypatch.setattr(device_runner, "_capture", keep)
+    monkeypatch.setattr(device_runner._C, "JoinedGraph", FakeJoined)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(DevicePieces, "keep_for", lambda self, stream: kept.append(stream.cuda_stream))
+    both = Both(eta=0.8)
+    made = walk(both, 1, 8)
+    assert captured == ["before", "body", "after"] and len(set(made)) == 3
+    both.compare()
+    stream = SimpleNamespace(cuda_stream=9)
+    walk(both, 1, 2)
+    assert kept == [7, 9]
+    for unet in both.unets:
+        unet.conv_in.weight.data = unet.conv_in.weight.data.clone()
+    with pytest.warns(RuntimeWarning, match="the weights have moved"):
+        walk(both, 1, 1)
+    assert captured == ["before", "body", "after"] * 2
+    for unet in both.unets:
+        unet.down_blocks[0].resnets[0].dropout.p = 0.1
+        unet.train()
+    with pytest.raises(RuntimeError, match=r"decide: .*dropout's random numbers.*pass decide="):
+        walk(both, 1, 1)
+    for unet in both.unets:
+        unet.eval()
+        unet.down_blocks[0]._hf_hook = SimpleNamespace(offload=True)
+    with pytest.raises(RuntimeError, match=r"decide: the weights are offloaded.*pass decide="):
+        walk(both, 2, 1)
+
+
+def test_a_capture_converts_weights_itself(monkeypatch):
+    """Autocast's cache is off within, and as it was behind it."""
+    from hash3d_cuda.device_runner import _capture
+
+    told, seen = {}, []
+
+    @contextlib.contextmanager
+    def graph(graph: Any, **options: Any):
+        told.update(options)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    pieces = SimpleNamespace(running=contextlib.nullcontext)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = torch.is_autocast_cache_enabled()
+        _capture(lambda: seen.append(torch.is_autocast_cache_enabled()), pieces, "stream", "pool")
+        assert torch.is_autocast_cache_enabled() == before
+    assert seen == [False]
+    assert told == {"pool": "pool", "stream": "stream", "capture_error_mode": "thread_local"}
