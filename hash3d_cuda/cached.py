@@ -113,7 +113,7 @@ class CachedForward:
         groups = self._config.groups
         entries = feature.unflatten(0, (len(missing), groups))
         self._dtype = feature.dtype
-        self._format = _memory_format(feature)
+        self._format = memory_format_of(feature)
         if self.store is None:
             self.store = TableStore(
                 self._config, entries.shape[1:], latents.shape[1:], feature.dtype, feature.device, self._copies
@@ -153,6 +153,6 @@ def _members(conditions: Sequence[Hashable]) -> dict[Hashable, list[int]]:
     return members
 
 
-def _memory_format(feature: Tensor) -> torch.memory_format:
+def memory_format_of(feature: Tensor) -> torch.memory_format:
     channels_last = feature.dim() == 4 and feature.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last and not feature.is_contiguous() else torch.contiguous_format

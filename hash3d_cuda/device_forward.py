@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .cached import _memory_format
+from .cached import memory_format_of
 from .config import Hash3DConfig
 from .device_inputs import DeviceViews, StaticCall, form_of
 from .device_runner import GraphRunner, Runner
@@ -84,7 +84,7 @@ class DevicePieces:
         with self.running():
             self._enter()
             feature = self._compute()
-            self._format, entries = _memory_format(feature), self._by_item(feature)
+            self._format, entries = memory_format_of(feature), self._by_item(feature)
             self.table = find_table(entries, self._latents())
             with torch.inference_mode(False):
                 self._entries = torch.empty_like(entries, memory_format=torch.contiguous_format)
@@ -204,7 +204,7 @@ class DeviceForward:
             return _results(pieces, tried)
         if self._programs.pop(name, None) is not None:
             warnings.warn(
-                "hash3d: the weights have moved, so the forward's CUDA graph is made anew, which costs seconds; where "
+                "hash3d: the weights have moved, so the forward's CUDA graph is made anew, which takes time; where "
                 'they move at every call (offloading), pass decide="host"',
                 RuntimeWarning,
                 stacklevel=2,

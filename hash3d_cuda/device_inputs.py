@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fingerprint import _Same
-from .keys import KEY_ORDER, _column
-from .poses import _TIMESTEP, HostCopies, Views, _check_conditions
+from .fingerprint import Same
+from .keys import KEY_ORDER, column_of
+from .poses import TIMESTEP, HostCopies, Views, check_conditions
 from .unet import UNetCall
 from .unet.call import take_rows
 
@@ -26,14 +26,14 @@ class DeviceViews(Views):
     ) -> None:
         self.has_timestep = timestep is not None
         given = (elevation, azimuth, radius, timestep if self.has_timestep else 0)
-        columns = [_column(name, value) for name, value in zip(KEY_ORDER, given, strict=True)]
+        columns = [column_of(name, value) for name, value in zip(KEY_ORDER, given, strict=True)]
         self._lengths = [len(column) for column in columns]
         for length in self._lengths:
             self._check_length(_POSE, length, max(self._lengths))
         self._there = {place: column for place, column in enumerate(columns) if column.device.type != "cpu"}
         host = [torch.zeros(1) if place in self._there else column.float() for place, column in enumerate(columns)]
         self._here = torch.stack(torch.broadcast_tensors(*host), dim=1)
-        self._conditions = _check_conditions(condition)
+        self._conditions = check_conditions(condition)
 
     def write(self, keys: Tensor, timestep: Any, firsts: Sequence[int], rows: int) -> None:
         """Writes the items' keys to ``keys`` ``[B, 4]``; ``timestep``, ``firsts`` and ``rows`` as for ``keys()``."""
@@ -45,11 +45,11 @@ class DeviceViews(Views):
         if self.has_timestep:
             return
         if not isinstance(timestep, Tensor):
-            keys[:, _TIMESTEP].fill_(timestep)
+            keys[:, TIMESTEP].fill_(timestep)
             return
         steps = timestep.detach().reshape(-1)
         steps = take_rows(steps, firsts, rows) if len(steps) == rows else steps
-        keys[:, _TIMESTEP].copy_(steps, non_blocking=True)
+        keys[:, TIMESTEP].copy_(steps, non_blocking=True)
 
 
 class StaticCall:
@@ -133,4 +133,4 @@ def _form(value: Any) -> Hashable:
         return ("dict", *((name, _form(item)) for name, item in value.items()))
     if isinstance(value, (tuple, list)):
         return (type(value), *map(_form, value))
-    return value if isinstance(value, (bool, int, float, str, type(None))) else _Same(value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else Same(value)

@@ -15,14 +15,14 @@ from .watch import ModelWatch
 _FREEU = ("s1", "s2", "b1", "b2")
 
 
-class _Same:
+class Same:
     """Equal only to a wrapper of the very same object, which it keeps alive so that no other can take its place."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other._value is self._value
+        return isinstance(other, Same) and other._value is self._value
 
     def __hash__(self) -> int:
         return id(self._value)
@@ -65,7 +65,7 @@ class ModelState:
         self._note_processors([module.processor for module in self._attentions])
 
     def _note_processors(self, processors: list[Any]) -> None:
-        self._processors = tuple(_Same(processor) for processor in processors)
+        self._processors = tuple(Same(processor) for processor in processors)
         self._known_processors = processors
         self._scaled = [processor for processor in processors if hasattr(processor, "scale")]  # IP-Adapters
 
@@ -114,4 +114,4 @@ def _shape(value: Any) -> Hashable:
         return tuple((name, _shape(item)) for name, item in sorted(value.items(), key=lambda pair: str(pair[0])))
     if isinstance(value, (tuple, list)):
         return tuple(_shape(item) for item in value)
-    return value if isinstance(value, (bool, int, float, str, type(None))) else _Same(value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else Same(value)

@@ -65,7 +65,7 @@ def make_keys(
         ValueError: an argument has more than one dimension, or the lengths differ and are not 1.
     """
     columns = [
-        _column(name, value) for name, value in zip(KEY_ORDER, (elevation, azimuth, radius, timestep), strict=True)
+        column_of(name, value) for name, value in zip(KEY_ORDER, (elevation, azimuth, radius, timestep), strict=True)
     ]
     lengths = {len(column) for column in columns} - {1}
     if len(lengths) > 1:
@@ -86,7 +86,7 @@ def make_keys(
     return torch.stack(columns, dim=1).to(target, non_blocking=target.type != "cpu")
 
 
-def _column(name: str, value: Any) -> Tensor:
+def column_of(name: str, value: Any) -> Tensor:
     """Returns one component as a 1-D real tensor on the device it came on."""
     expected = "a real number, or a sequence, array or tensor of them"
     column: Tensor | None

@@ -11,7 +11,7 @@ from torch import Tensor
 from .checks import fail
 from .keys import KEY_ORDER, make_keys
 
-_TIMESTEP = KEY_ORDER.index("timestep")
+TIMESTEP = KEY_ORDER.index("timestep")
 
 
 class HostCopies:
@@ -43,7 +43,7 @@ class Views:
         self.has_timestep = timestep is not None
         host_timestep = copies.fetch("timestep", timestep) if self.has_timestep else 0
         self._keys = make_keys(**pose, timestep=host_timestep, device="cpu")
-        self._conditions = _check_conditions(condition)
+        self._conditions = check_conditions(condition)
         self._copies = copies
 
     def keys(self, timestep: Any, firsts: Sequence[int], rows: int) -> Tensor:
@@ -58,7 +58,7 @@ class Views:
         if len(steps) == rows:
             steps = steps[list(firsts)]
         keys = keys.clone()
-        keys[:, _TIMESTEP] = steps.to(torch.float32)
+        keys[:, TIMESTEP] = steps.to(torch.float32)
         return keys
 
     def conditions(self, batch: int) -> list[Hashable]:
@@ -75,7 +75,7 @@ class Views:
             )
 
 
-def _check_conditions(condition: Any) -> list[Hashable]:
+def check_conditions(condition: Any) -> list[Hashable]:
     """Returns the condition ids as a list: a list is one per item, anything else hashable stands for all."""
     conditions = condition if isinstance(condition, list) else [condition]
     for value in conditions:

@@ -36,3 +36,28 @@ def make_table(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """The constructor of the engine's table on each device, and of the oracle: the rules bind both."""
     kind, device = request.param.split("-")
     return functools.partial(h3d.HashTable if kind == "engine" else h3d.reference.HashTable, device=device)
+
+
+# The U-Net that most of the hook's tests are about; diffusers is imported only where one asks for it.
+
+
+@pytest.fixture
+def unet() -> Any:
+    """A narrow Stable Diffusion 1.5."""
+    from unet_shapes import build_unet
+
+    return build_unet("sd15")
+
+
+@pytest.fixture
+def inputs(unet: Any) -> dict[str, Any]:
+    """Keyword arguments of ``unet`` for one item of two rows."""
+    from unet_shapes import build_inputs
+
+    return build_inputs(unet, rows=2)
+
+
+@pytest.fixture
+def full(unet: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the bare ``unet`` answers to ``inputs``."""
+    return unet(**inputs).sample

@@ -99,3 +99,20 @@ def test_bench_command_times_and_reports(load, tmp_path):
     assert "lookup[100]" in done.stdout and "simd" in done.stdout
     page = load("report").document(json.loads(results.read_text()))
     assert "| lookup[100] |" in page and "## lookup" in page and "Machine: cpu" in page
+
+
+def test_the_page_on_quality_shows_what_reuse_costs(load):
+    page = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+    assert "\n".join(load("reuse_cost").table()) in page
+
+
+def test_the_gpus_benchmarks_work_on_what_they_say(load):
+    gpu, axes = load("gpu"), load("axes")
+    case = gpu.Case(axes.TINY, torch.float16, 2, "cpu", 1 << 10)
+    rows = gpu.table_rows(case, gpu.Clock("cpu", 2))
+    assert len(rows) == 4 and all(row["seconds"] > 0 for row in rows)
+    assert "query, tiny float16 B=2" in gpu.document({"machine": {}, "rows": rows})
+    case.features[-1] += 1
+    with pytest.raises(AssertionError, match="did not give back"):
+        case.table.append = lambda *items: None
+        case.check()

@@ -17,16 +17,6 @@ from hash3d_cuda.hook import Hash3DCache, apply_hash3d
 HERE = {"elevation": 0.0, "azimuth": 0.0, "radius": 2.0, "timestep": 500}
 
 
-@pytest.fixture
-def unet() -> UNet2DConditionModel:
-    return build_unet("sd15")
-
-
-@pytest.fixture
-def inputs(unet: UNet2DConditionModel) -> dict[str, Any]:
-    return build_inputs(unet, rows=2)
-
-
 def apply(unet: UNet2DConditionModel, **options: Any) -> Hash3DCache:
     return apply_hash3d(unet, Hash3DConfig(**{"eta": 1.0, "position": 7, "capacity": 4, **options}))
 

@@ -21,16 +21,6 @@ HERE = {"elevation": 0.0, "azimuth": 0.0, "radius": 2.0, "timestep": 500}
 Change = Callable[[UNet2DConditionModel], Any]
 
 
-@pytest.fixture
-def unet() -> UNet2DConditionModel:
-    return build_unet("sd15")
-
-
-@pytest.fixture
-def inputs(unet: UNet2DConditionModel) -> dict[str, Any]:
-    return build_inputs(unet, rows=2)
-
-
 def other(seed: int = 5) -> UNet2DConditionModel:
     return build_unet("sd15", seed=seed)
 

@@ -25,7 +25,7 @@ from hash3d_cuda.sds import controls
 from hash3d_cuda.sds.compare import step_bound
 from hash3d_cuda.sds.metrics import cache_metrics, image_quality, time_metrics
 from hash3d_cuda.sds.outputs import tile, to_picture, write_json
-from hash3d_cuda.sds.settings import GenerateSettings
+from hash3d_cuda.sds.settings import GenerateSettings, parse_grids
 
 COLUMNS = {
     "sds": "SDS",
@@ -214,12 +214,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--objects", nargs="+", metavar="NAME", help="default: all with bundled true views")
     parser.add_argument("--steps", type=int, default=GenerateSettings.steps)
     parser.add_argument("--eta", type=float, default=0.5)
+    parser.add_argument(
+        "--grids", type=parse_grids, default=GenerateSettings.grids, help='"paper", "pose" or cell sizes'
+    )
     parser.add_argument("--scene", default=GenerateSettings.scene)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-pictures", action="store_true")
     options = parser.parse_args(argv)
-    chosen = {key: getattr(options, key) for key in ("steps", "eta", "scene", "seed", "device")}
+    chosen = {key: getattr(options, key) for key in ("steps", "eta", "grids", "scene", "seed", "device")}
     prior = load_prior(options.prior, device=options.device)
     names = options.objects or [name for name in ground_truth_names() if name in (prior.vocabulary or [])]
     result = evaluate(prior, GenerateSettings(**chosen), options.out, names, not options.no_pictures)

@@ -12,6 +12,8 @@
 #include <tuple>
 #include <utility>
 
+#include "cpu/half.h"
+
 #define __CUDACC_VER_MAJOR__ 0
 #define __CUDACC_VER_MINOR__ 0
 #define __global__ static
@@ -91,16 +93,8 @@ T atomicOr(T* place, T value) {
   return __atomic_fetch_or(place, value, __ATOMIC_RELAXED);
 }
 
-inline float __uint_as_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline uint32_t __float_as_uint(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
+inline float __uint_as_float(uint32_t bits) { return hash3d::cpu::float_of_bits(bits); }
+inline uint32_t __float_as_uint(float value) { return hash3d::cpu::bits_of_float(value); }
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 using cudaStream_t = void*;
