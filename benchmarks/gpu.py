@@ -5,7 +5,8 @@ python benchmarks/gpu.py --json results.json      prints a page of Markdown
 Calls are captured in CUDA graphs and timed with events, so no host time is in the figures. One graph works on so many
 different entries that none is in the L2 cache when its turn comes, and so do the copies. ``--device cpu`` times plain
 calls with a clock: that rehearses the script, its figures mean nothing. Where diffusers is installed, SD 1.5's U-Net
-(random weights, float16, two rows of guidance) follows: full, hit, bare head and tail; as calls and as graphs.
+(random weights, float16, two rows of guidance) follows: full, hit, bare head and tail, as calls and as graphs, and then
+whole steps of score distillation around it.
 
 F = bytes of a feature, L = bytes of a latent in float32, Q = 3 candidates of one cell, M = 3 grids:
 
@@ -218,7 +219,26 @@ def step_rows(clock: Clock, device: str, side: int, **config: Any) -> list[Row]:
     ]
     rows[3].update(seconds=None, ratio=full / hit, note=f"bound {full / shallow:.2f}")
     graphs = [("full U-Net", lambda: call.run(unet)), ("head, query and tail", hit_by_hand)]
-    return rows + [row(f"{name} as a graph", clock.calls([function])) for name, function in graphs]
+    rows += [row(f"{name} as a graph", clock.calls([function])) for name, function in graphs]
+    return rows + sds_rows(clock, device, side, full - shallow, **config)
+
+
+def sds_rows(clock: Clock, device: str, side: int, saved: float, **config: Any) -> list[Row]:
+    """Whole SDS steps: full and hit, against the bound that the ``saved`` seconds of the U-Net allow."""
+    from sds_step import sds_step
+
+    seconds = {}
+    ways = {"full": None, "hit": "host"} | ({"hit, decided in a graph": "device"} if device == "cuda" else {})
+    for name, decide in ways.items():
+        with sds_step(device, side, decide, **config) as step:
+            seconds[name] = clock.events(step)
+    full = seconds.pop("full")
+    rows = [row("full SDS step, no VAE", full)]
+    for name, hit in seconds.items():
+        found = row(f"SDS step, {name}", hit) | {"ratio": full / hit}
+        bound = full / max(full - saved, 1e-9)
+        rows.append(found | {"note": f"ratio: full over this; bound {bound:.2f}"})
+    return rows
 
 
 def row(name: str, seconds: float, moved: int | None = None, rival: float | None = None, goal: str = "") -> Row:
