@@ -85,7 +85,7 @@ class MeshScene(Scene):
             ValueError: nothing is dense enough for a surface, or the scene is latent.
         """
         if scene.latent:
-            fail(ValueError, "scene", "a scene in colours", scene, "wrap it: DecodedScene(scene, prior.decode)")
+            fail(ValueError, "scene", "a scene in colours", scene, "wrap it: DecodedScene(scene, prior.decode, scale)")
         if device is None:
             device = next(scene.parameters()).device
         mesh = cls(resolution, device, geometry, rasteriser)
