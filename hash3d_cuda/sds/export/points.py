@@ -38,7 +38,7 @@ def require_colours(scene: Scene) -> None:
     """Raises ValueError for a latent scene."""
     if getattr(scene, "latent", False):
         remedy = "wrap it: DecodedScene(scene, prior.decode, scale)"
-        fail(ValueError, "scene", "a scene in colours", scene, remedy)
+        fail(ValueError, "scene", "a scene in colours", f"a latent {type(scene).__name__}", remedy)
 
 
 def occupied_points(scene: Scene, resolution: int = RESOLUTION) -> tuple[np.ndarray, np.ndarray]:

@@ -85,7 +85,13 @@ class MeshScene(Scene):
             ValueError: nothing is dense enough for a surface, or the scene is latent.
         """
         if scene.latent:
-            fail(ValueError, "scene", "a scene in colours", scene, "wrap it: DecodedScene(scene, prior.decode, scale)")
+            fail(
+                ValueError,
+                "scene",
+                "a scene in colours",
+                f"a latent {type(scene).__name__}",
+                "wrap it: DecodedScene(scene, prior.decode, scale)",
+            )
         if device is None:
             device = next(scene.parameters()).device
         mesh = cls(resolution, device, geometry, rasteriser)
