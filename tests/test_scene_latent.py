@@ -75,7 +75,7 @@ def test_every_parameter_of_a_latent_scene_learns_and_is_saved(kind):
 @both
 def test_latent_scenes_cannot_be_lit_nor_written_as_they_are(kind, tmp_path):
     scene = latent_scene(kind)
-    with pytest.raises(ValueError, match="^shading: .*latent"):
+    with pytest.raises(ValueError, match=r"^shading: .*latent"):
         scene.render(*POSES, 8, "lambert")
     for write, name in ((write_ply, "scene.ply"), (write_glb, "mesh.glb")):
         with pytest.raises(ValueError, match=r"^scene: .*DecodedScene"):
@@ -124,5 +124,5 @@ def test_gradients_pass_through_the_decoder():
 
 
 def test_only_latent_scenes_are_decoded():
-    with pytest.raises(ValueError, match="^scene: .*latent"):
+    with pytest.raises(ValueError, match=r"^scene: .*latent"):
         DecodedScene(make_scene("voxels", size=8, seed=0, device="cpu"), shuffle, 2)

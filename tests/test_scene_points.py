@@ -81,7 +81,7 @@ def test_a_point_cloud_is_thinned_or_taken_whole(tmp_path):
 def test_wrong_points_are_named(tmp_path):
     (tmp_path / "no.ply").write_text("not a mesh")
     (tmp_path / "no.xyz3").write_text("not a mesh")
-    with pytest.raises(FileNotFoundError, match="^points: no file"):
+    with pytest.raises(FileNotFoundError, match=r"^points: no file"):
         start(tmp_path / "missing.ply")
     for name in ("no.ply", "no.xyz3"):
         with pytest.raises(ValueError, match=r"^points: .*no\.") as caught:
@@ -93,7 +93,7 @@ def test_wrong_points_are_named(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"^points\."):
             Points(places, colours)
-    with pytest.raises(ValueError, match="^points: "):
+    with pytest.raises(ValueError, match=r"^points: "):
         make_scene("voxels", size=8, seed=0, device="cpu", points=sphere_points(10, 0))
 
 
@@ -187,7 +187,7 @@ def test_densification_is_chosen_by_name(monkeypatch):
     assert make_scene("gaussians", size=10, seed=0, device="cpu", densify="auto").strategy is None
     with pytest.raises(ValueError, match=r"^densify: .*gsplat"):
         make_scene("gaussians", size=10, seed=0, device="cpu", densify="gsplat")
-    with pytest.raises(ValueError, match="^densify: "):
+    with pytest.raises(ValueError, match=r"^densify: "):
         make_scene("gaussians", size=10, seed=0, device="cpu", densify="more")
     monkeypatch.setattr(densify_module, "has_gsplat", lambda: True)
     monkeypatch.setitem(sys.modules, "gsplat", types.SimpleNamespace(DefaultStrategy=StandInStrategy))
