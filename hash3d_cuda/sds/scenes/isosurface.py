@@ -116,6 +116,14 @@ def large_pieces(field: np.ndarray, level: float) -> np.ndarray:
     return np.where(small[pieces], np.float32(0), field)
 
 
+def without_cavities(field: np.ndarray, level: float) -> np.ndarray:
+    """float [R,R,R] with what is below ``level`` and walled in, where no view can look, made 1: splats are shells."""
+    from scipy.ndimage import binary_fill_holes
+
+    solid = field > level
+    return np.where(binary_fill_holes(solid) & ~solid, np.float32(1), field)
+
+
 def distance_field(occupancy: np.ndarray, level: float) -> np.ndarray:
     """Signed distance in cells, positive inside, from the surface where occupancy float [R,R,R] is ``level``.
 
