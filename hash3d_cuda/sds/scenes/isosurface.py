@@ -10,6 +10,8 @@ from torch import Tensor
 
 SMALLEST = 0.01
 """Pieces below this share of the largest piece's volume are left out."""
+NOTHING = 0.01
+"""Occupancy below which a corner's colour means nothing."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +140,17 @@ def distance_field(occupancy: np.ndarray, level: float) -> np.ndarray:
     plane = np.abs(((corners - surface[near]) * normals[near]).sum(1))
     distance = np.where(far < 2, plane, far).clip(1e-3).reshape(occupancy.shape)
     return np.where(occupancy > level, distance, -distance).astype(np.float32)
+
+
+def spread(colour: Tensor, occupancy: Tensor) -> Tensor:
+    """Gives corners where nothing is, and which therefore have no colour, that of the nearest one where something is.
+
+    Args:
+        colour: float [R,R,R,3].
+        occupancy: float [R,R,R].
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    nothing = occupancy.detach().cpu().numpy() < NOTHING
+    nearest = distance_transform_edt(nothing, return_distances=False, return_indices=True)
+    return colour[tuple(torch.from_numpy(index).long().to(colour.device) for index in nearest)]

@@ -24,6 +24,7 @@ from hash3d_cuda.sds.scenes.isosurface import (
     find_topology,
     large_pieces,
     place_vertices,
+    spread,
     without_cavities,
 )
 from hash3d_cuda.sds.scenes.raster import RASTERISERS, rasterise
@@ -40,7 +41,6 @@ LEVELS = (0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
 LOOKS = ((15.0, 0.0), (15.0, 90.0), (15.0, 45.0), (15.0, 135.0), (70.0, 0.0))
 """Elevations and azimuths, degrees, from which silhouettes are compared: opposite sides have the same."""
 LOOK_RADIUS, LOOK_SIZE = 2.0, 48
-NOTHING = 0.01  # occupancy below which a corner's colour means nothing
 COLOUR_RIM = 0.02  # colours taken over keep this far from 0 and 1, where the sigmoid would hold them for ever
 
 
@@ -238,20 +238,6 @@ class MeshScene(Scene):
                 self.colour = nn.Parameter(self.colour.new_empty(colour.shape))
             self._known = None
         super()._load_from_state_dict(state, prefix, *args, **kwargs)
-
-
-def spread(colour: Tensor, occupancy: Tensor) -> Tensor:
-    """Gives corners where nothing is, and which therefore have no colour, that of the nearest one where something is.
-
-    Args:
-        colour: float [R,R,R,3].
-        occupancy: float [R,R,R].
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    nothing = occupancy.detach().cpu().numpy() < NOTHING
-    nearest = distance_transform_edt(nothing, return_distances=False, return_indices=True)
-    return colour[tuple(torch.from_numpy(index).long().to(colour.device) for index in nearest)]
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
