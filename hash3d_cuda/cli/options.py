@@ -91,7 +91,7 @@ def check_budget(settings: Any) -> None:
     from hash3d_cuda import Hash3DConfig
     from hash3d_cuda.options import TableOptions
 
-    config = Hash3DConfig(grids=settings.grids, memory_budget=settings.memory_budget)
+    config = Hash3DConfig(grids=settings.grids, memory_budget=settings.memory_budget, capacity=settings.capacity)
     arguments = config.table_arguments(torch.float16, torch.device("cpu"))
     TableOptions.build((1,), (1,), **arguments).resolve_capacity()
 

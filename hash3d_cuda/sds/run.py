@@ -186,7 +186,9 @@ def attach_cache(prior: Prior, settings: GenerateSettings) -> Any:
 
     config = Hash3DConfig(
         eta=settings.eta, position=settings.position, groups=prior.groups, grids=settings.grids,
-        memory_budget=settings.memory_budget, seed=settings.seed,
+        memory_budget=settings.memory_budget, capacity=settings.capacity, seed=settings.seed, mode=settings.mode,
+        match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
+        num_buckets=settings.num_buckets, min_similarity=settings.min_similarity,
     )  # fmt: skip
     return apply_hash3d(prior.unet, config)
 

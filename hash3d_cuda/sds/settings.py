@@ -15,7 +15,10 @@ from hash3d_cuda.checks import (
     fail,
     parse_bytes,
 )
+from hash3d_cuda.config import MODES
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
+from hash3d_cuda.options import MATCHES
+from hash3d_cuda.options import WEIGHTINGS as AGGREGATIONS
 
 SCENES = ("voxels", "gaussians")
 SCHEDULES = ("annealed", "uniform")
@@ -23,6 +26,7 @@ WEIGHTINGS = ("x0", "dreamfusion", "uniform")
 # Narrow in pose and open in timestep: under the annealed schedule no timestep comes twice, so the paper's cells of 10
 # to 30 timesteps forget a view after some steps.
 POSE_GRIDS = (Grid(5.0, 5.0, 0.5, 1000.0), Grid(7.0, 7.0, 0.5, 1000.0), Grid(10.0, 10.0, 0.5, 1000.0))
+DEFAULT_BUDGET = 256 * 2**20
 NAMED_GRIDS = {"paper": PAPER_GRIDS, "pose": POSE_GRIDS}
 
 
@@ -46,7 +50,11 @@ class GenerateSettings:
         eta: probability of trying a retrieval per forward (the paper's eta).
         position: where the U-Net is cut; that many up-resnets still run on a hit.
         grids: the table's grids, finest first.
-        memory_budget: bytes of the table; a string such as ``"256MiB"`` is converted.
+        memory_budget: bytes of the table; a string such as ``"256MiB"`` is converted. None with ``capacity``; with
+            neither, 256 MiB.
+        capacity: entries of the table, in the place of ``memory_budget``.
+        mode, match, queue_length, num_buckets, min_similarity: as in :class:`hash3d_cuda.Hash3DConfig`.
+        aggregation: how candidates become one feature, ``Hash3DConfig``'s ``weighting`` (here that is the gradient's).
         seed: everything random follows from it.
         device: where scene and prior live.
         checkpoint_every: steps between checkpoints.
@@ -69,7 +77,14 @@ class GenerateSettings:
     eta: float = 0.1
     position: int = 2
     grids: tuple[Grid, ...] = PAPER_GRIDS
-    memory_budget: int = 256 * 2**20
+    memory_budget: int | None = None
+    capacity: int | None = None
+    mode: str = "feature"
+    match: str = "cell"
+    aggregation: str = "softmax"
+    queue_length: int = 3
+    num_buckets: int = 100_003
+    min_similarity: float | None = None
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: int = 100
@@ -97,8 +112,25 @@ class GenerateSettings:
         if not isinstance(self.cache, bool):
             fail(TypeError, "cache", "True or False", self.cache, "pass a bool")
         self._set("grids", as_grids(self.grids))
-        self._set("memory_budget", parse_bytes("memory_budget", self.memory_budget))
+        self._check_cache()
         self._set("device", str(check_device("device", self.device)))
+
+    def _check_cache(self) -> None:
+        """The options that go to the cache as they are."""
+        if self.capacity is not None:
+            if self.memory_budget is not None:
+                fail(ValueError, "capacity", "no capacity beside memory_budget", self.capacity, "give one of the two")
+            self._set("capacity", check_int("capacity", self.capacity, 1))
+        else:
+            budget = DEFAULT_BUDGET if self.memory_budget is None else self.memory_budget
+            self._set("memory_budget", parse_bytes("memory_budget", budget))
+        check_choice("mode", self.mode, MODES)
+        check_choice("match", self.match, MATCHES)
+        check_choice("aggregation", self.aggregation, AGGREGATIONS)
+        self._set("queue_length", check_int("queue_length", self.queue_length, 1))
+        self._set("num_buckets", check_int("num_buckets", self.num_buckets, 1))
+        if self.min_similarity is not None:
+            self._set("min_similarity", check_real("min_similarity", self.min_similarity, -1.0, 1.0))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
