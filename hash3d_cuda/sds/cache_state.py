@@ -1,7 +1,8 @@
 """The cache's own state in a checkpoint: its coin, its counters, its table.
 
 The table's file says nothing of the condition that its entries belong to, which names things of one process
-(weights by identity). A run asks for its one or two conditions in turn, so the tables go to the first that ask after resuming, in order.
+(weights by identity). A run asks for its one or two conditions in turn, so the tables go to the first that
+ask after resuming, in order.
 """
 
 from __future__ import annotations

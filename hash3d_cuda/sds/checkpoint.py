@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 FOLDER = "checkpoint"
-TABLE = "table-{}.safetensors"
 FORMAT = 2
 
 
@@ -51,7 +50,7 @@ def save_checkpoint(
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, new / "state.safetensors")
         for index, table in enumerate(tables):
-            table.save(new / TABLE.format(index))
+            table.save(new / table_name(index))
         (new / "state.json").write_text(json.dumps({"format": FORMAT, **about}))
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
@@ -63,6 +62,11 @@ def save_checkpoint(
             raise
         raise OSError(str(error)) from error  # safetensors reports a full disk as its own exception
     shutil.rmtree(old, ignore_errors=True)
+
+
+def table_name(index: int) -> str:
+    """The file of a checkpoint's table; a run of one prior has one."""
+    return f"table-{index}.safetensors" if index else "table.safetensors"
 
 
 def find_checkpoint(run_folder: Path) -> Path | None:
@@ -95,7 +99,7 @@ def load_checkpoint(run_folder: Path) -> Checkpoint:
         tensors = load_file(path / "state.safetensors")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"resume: {str(path)!r} is damaged ({error}); start over with --force") from None
-    files = (path / TABLE.format(index) for index in itertools.count())
+    files = (path / table_name(index) for index in itertools.count())
     return Checkpoint(about, tensors, list(itertools.takewhile(Path.is_file, files)))
 
 

@@ -44,8 +44,8 @@ class GenerateSettings:
             the scene's default.
         latent: voxels that hold the prior's latents instead of colours (Latent-NeRF), so that no step encodes.
         render_size: pixels per side that are rendered and then resized to what the prior takes; None: what it takes.
-        shading: ``"albedo"``, plain colours; ``"lambert"``, lit; ``"textureless"``, lit and white; ``"normal"``, normals
-            as colours; ``"random"``, one of the first three in each step, as DreamFusion does.
+        shading: ``"albedo"``, plain colours; ``"lambert"``, lit; ``"textureless"``, lit and white; ``"normal"``,
+            normals as colours; ``"random"``, one of the first three in each step, as DreamFusion does.
         shading_after: share of the steps that come first with albedo alone.
         geometry: False leaves the places of a mesh's vertices alone and changes its colours only.
         lr_scale: multiplies every learning rate of the scene.
@@ -54,14 +54,14 @@ class GenerateSettings:
         t_high, t_low: noise levels as shares of the diffusion schedule, 0 to 1.
         guidance_scale: classifier-free guidance; 1 is the conditioned prediction alone.
         weighting: w(t) of the gradient, see :func:`hash3d_cuda.sds.guidance.step_weight`.
-        t_move: (high, low, from, until): the range of ``"uniform"`` timesteps moves to ``high`` and ``low`` between these
-            shares of the run; None leaves it where it is.
+        t_move: (high, low, from, until): the range of ``"uniform"`` timesteps moves to ``high`` and ``low`` between
+            these shares of the run; None leaves it where it is.
         reference_weight: weight of the reference-view loss for pictures.
         sds_weight: weight of the prior's loss.
         second_weight: weight of a second prior's loss (Magic123), 0 for none; it looks at the same views.
         second_guidance_scale: its classifier-free guidance.
-        objective: ``"sds"``, or ``"refine"``: the squared distance to pictures that the prior makes of the rendered ones
-            by a few denoising steps (DreamGaussian's second stage), starting at the schedule's timestep.
+        objective: ``"sds"``, or ``"refine"``: the squared distance to pictures that the prior makes of the rendered
+            ones by a few denoising steps (DreamGaussian's second stage), starting at the schedule's timestep.
         denoise_stride: timesteps from one denoising step to the next.
         reuse_interval: with ``"refine"``, every so many denoising steps of a view share one cell of timesteps: one runs
             in full and the others reuse its feature, as DeepCache does; ``eta`` and ``grids`` have no say then.
