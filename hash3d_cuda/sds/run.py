@@ -163,7 +163,9 @@ class SdsRun:
             poses = [[*values, own] for values, own in zip(poses, self._own_pose(), strict=True)]
         elevation, azimuth, radius = (torch.tensor(p).to(self.device, non_blocking=True) for p in poses)
         if self.settings.latent:
-            return self.scene.latents(elevation, azimuth, radius)
+            from hash3d_cuda.sds.stages import render_latents
+
+            return render_latents(self.scene, [elevation, azimuth, radius], self.prior.latent_shape[1])
         shading, light = self.sampler.shading(self.step, views)
         if shading is None or light is None:
             result = self.scene.render(elevation, azimuth, radius, self.size)
