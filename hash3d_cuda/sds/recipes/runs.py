@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,14 @@ import torch
 
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.prior.ground_truth import EVALUATION_POSES
+from hash3d_cuda.sds.checkpoint import find_checkpoint, load_checkpoint, remove_checkpoint
+from hash3d_cuda.sds.interrupt import Interrupt
+from hash3d_cuda.sds.loop import Progress, Result, generate, prepare_folder
 from hash3d_cuda.sds.outputs import render_views
 from hash3d_cuda.sds.recipes.files import Recipe, load_recipe
-from hash3d_cuda.sds.run import SdsRun
+from hash3d_cuda.sds.run import SdsRun, part
+from hash3d_cuda.sds.settings import GenerateSettings
+from hash3d_cuda.sds.stages import stage_scene
 
 
 def distil_recipe(
@@ -58,6 +65,87 @@ def distil_recipe(
         runs.append(run)
     poses = torch.from_numpy(EVALUATION_POSES).float().unbind(-1)
     return {"views": render_views(runs[-1].scene, *poses, prior.image_size), "runs": runs}
+
+
+def generate_recipe(
+    recipe: Recipe,
+    prior: Prior,
+    subject: Subject,
+    settings: Sequence[GenerateSettings],
+    out: str | Path,
+    *,
+    second: tuple[Prior, Subject] | None = None,
+    progress: Callable[[int], Callable[[Progress], None]] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    note: Mapping[str, Any] | None = None,
+) -> Result:
+    """Runs all stages, each as :func:`hash3d_cuda.sds.loop.generate` does, the first into ``out/stage-1`` and the last
+    into ``out``.
+
+    A stage that is complete keeps its checkpoint until the last one is, so that a run which ends in between can be
+    resumed.
+
+    Args:
+        recipe, prior, subject, second: as for :func:`distil_recipe`.
+        settings: of each stage, from ``recipe.settings``.
+        progress: from a stage's number, 1 for the first, to what is called after every step of it.
+        out, resume, force, note: as for ``generate``; the note's ``"recipe"`` gets the stage's number.
+
+    Returns:
+        the result of the last stage that ran; ``interrupted`` unless all are complete.
+
+    Raises:
+        ValueError, OSError, NonFinite: as ``generate`` and :func:`distil_recipe` do.
+    """
+    check_kind(recipe, subject)
+    second = second_for(recipe, prior, subject, second)
+    folders = stage_folders(Path(out), len(settings))
+    first = find_stage(folders) if resume else 0
+    if not resume:
+        for folder in reversed(folders):
+            prepare_folder(folder, resume=False, force=force)
+    previous: Any = None
+    result: Result | None = None
+    told = dict(note or {})
+    about = {"name": recipe.name, "title": recipe.title, **told.get("recipe", {}), "stages": len(settings)}
+    with Interrupt() as interrupt:
+        for index, (folder, values) in enumerate(zip(folders, settings, strict=True)):
+            if index < first:
+                previous = finished_scene(prior, values, previous, folder)
+                continue
+            result = generate(
+                prior, subject, values, folder, previous=previous, second=second, interrupt=interrupt, force=force,
+                progress=None if progress is None else progress(index + 1), resume=resume and index == first,
+                note={**told, "recipe": {**about, "stage": index + 1}}, keep=folder != folders[-1],
+            )  # fmt: skip
+            previous = result.scene
+            if result.interrupted or (interrupt.requested and folder != folders[-1]):
+                return replace(result, interrupted=True)
+    for folder in folders:
+        remove_checkpoint(folder)
+    assert result is not None
+    return result
+
+
+def stage_folders(out: Path, stages: int) -> list[Path]:
+    """Where each stage's results go."""
+    return [*(out / f"stage-{number}" for number in range(1, stages)), out]
+
+
+def find_stage(folders: Sequence[Path]) -> int:
+    """The stage, from 0, that an unfinished run is in; raises ValueError when there is none."""
+    for index in reversed(range(len(folders))):
+        if find_checkpoint(folders[index]) is not None:
+            return index
+    raise ValueError(f"resume: no unfinished run in {str(folders[-1])!r}; leave --resume away to start one")
+
+
+def finished_scene(prior: Prior, settings: GenerateSettings, previous: Any, folder: Path) -> Any:
+    """The scene that a complete stage left in its checkpoint."""
+    scene = stage_scene(prior, settings, previous)
+    scene.load_state_dict(part(load_checkpoint(folder).tensors, "scene."))
+    return scene
 
 
 def check_kind(recipe: Recipe, subject: Subject) -> None:
