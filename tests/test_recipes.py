@@ -78,13 +78,13 @@ def test_overrides_go_for_every_stage():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("title = ", r"line 1"),
+        ("title = ", r"Invalid value"),
         ('title = "x"\nkind = "video"', r"kind: expected 'text' or 'image', got 'video'"),
         ('title = "x"\nkind = "text"', r"stages: expected one or two"),
         ('kind = "text"', r"title: expected a text"),
         ('title = "x"\nkind = "text"\nsteps = 3', r"unknown field steps"),
         ('title = "x"\nkind = "text"\n[[stages]]\ntitle = "a"\nsmal = {}', r"stage 1: unknown field smal"),
-        ('title = "x"\nkind = "text"\n[[stages]]\ntitle = "a"\nsmall = { stps = 1 }', r"stage 1: small: unknown field stps"),
+        ('title = "x"\nkind = "text"\n[[stages]]\ntitle = "a"\nsmall = { stps = 1 }', r"1: small: unknown field stps"),
         ('title = "x"\nkind = "text"\n[[stages]]\ntitle = "a"\nsmall = { device = "cuda" }', r"unknown field device"),
         ('title = "x"\nkind = "text"\n[[stages]]\ntitle = "a"\npaper = { eta = 2.0 }', r"stage 1: paper: eta"),
         ('title = "x"\nkind = "text"\n[[stages]]\ntitle = "a"\nsmall = 3', r"small: expected a table"),
