@@ -76,7 +76,7 @@ class SdsRun:
         self.step = 0
         self.served = dict.fromkeys(COUNTS, 0)
         self.warned = False  # that checkpoints cannot be written
-        self._table: Any = None
+        self._watched: list[Any] = []
 
     def __enter__(self) -> SdsRun:
         return self
@@ -212,9 +212,10 @@ class SdsRun:
             self.served = {name: sum(counts[name] for counts in served) for name in COUNTS}
         for name in COUNTS:
             self.log.add(row, name, self.served[name] - before[name])
-        if self._table is None and self.cache is not None and self.cache.table is not None:
-            self._table = self.cache.table
-            self.time.watch_table(self._table)
+        for table in (table for cache in self.caches for table in tables_of(cache)):
+            if not any(table is known for known in self._watched):
+                self._watched.append(table)
+                self.time.watch_table(table)
 
     def _require_same(self, about: dict[str, Any], folder: Path) -> None:
         before = GenerateSettings.from_dict({**about["settings"], "device": self.settings.device})
