@@ -14,7 +14,9 @@ from hash3d_cuda.cameras import camera_rays, camera_to_world
 from hash3d_cuda.sds.scenes import BOUND
 from hash3d_cuda.sds.scenes.isosurface import distance_field, find_topology, place_vertices
 from hash3d_cuda.sds.scenes.mesh import MeshScene, vertex_normals
-from hash3d_cuda.sds.scenes.raster import NvdiffrastRaster, TorchRaster, rasterise, visible_faces
+from hash3d_cuda.sds.scenes.raster import rasterise
+from hash3d_cuda.sds.scenes.raster_nvdiffrast import NvdiffrastRaster, nvdiffrast_context
+from hash3d_cuda.sds.scenes.zbuffer import visible_faces
 
 trimesh = pytest.importorskip("trimesh")
 POSES = torch.tensor([20.0, -35.0]), torch.tensor([10.0, 100.0]), torch.tensor([2.0, 1.8])
@@ -96,7 +98,7 @@ def test_the_nearest_triangle_is_seen():
 def test_triangles_in_parts_are_the_same_triangles(monkeypatch):
     vertices, topology = MeshScene(16).surface()
     whole = rasterise(vertices, topology, *POSES, 24)
-    monkeypatch.setattr("hash3d_cuda.sds.scenes.raster.PAIRS_AT_A_TIME", 50)
+    monkeypatch.setattr("hash3d_cuda.sds.scenes.zbuffer.PAIRS_AT_A_TIME", 50)
     assert torch.equal(rasterise(vertices, topology, *POSES, 24).face, whole.face)
 
 
@@ -175,7 +177,8 @@ def test_nvdiffrast_is_called_with_the_same_camera(monkeypatch):
         return torch.stack([face + 1.0] * 4, -1), None
 
     def interpolate(attr, rast, tri, rast_db=None, diff_attrs=None):
-        return attr[tri.long()[(rast[..., 3] - 1).clamp_min(0).long()]].mean(-2), None
+        assert attr.shape[0] == 1 and attr.dim() == 3
+        return attr[0][tri.long()[(rast[..., 3] - 1).clamp_min(0).long()]].mean(-2), None
 
     def antialias(color, rast, pos, tri, topology_hash=None, pos_gradient_boost=1.0):
         return color + 0 * pos.sum()
@@ -188,23 +191,13 @@ def test_nvdiffrast_is_called_with_the_same_camera(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvdiffrast.torch", module)
     scene = MeshScene(16)
     vertices, topology = scene.surface()
-    monkeypatch.setattr(
-        "hash3d_cuda.sds.scenes.mesh.rasterise",
-        lambda *values: NvdiffrastRaster(rasterise(*values).local, topology, values[5]),
-    )
-    monkeypatch.setattr(TorchRaster, "local", None, raising=False)
-    plain = TorchRaster.__init__
-
-    def remember(self, local, *values):
-        plain(self, local, *values)
-        self.local = local
-
-    monkeypatch.setattr(TorchRaster, "__init__", remember)
     expected = rasterise(vertices, topology, *POSES, 24)
+    monkeypatch.setattr("hash3d_cuda.sds.scenes.raster.TorchRaster", NvdiffrastRaster)
     view = scene.render(*POSES, 24, "lambert")
     assert torch.equal(view.alpha[:, 0] > 0.5, expected.covered)
     view.image.sum().backward()
     assert scene.field.grad.isfinite().all()
+    nvdiffrast_context.cache_clear()
 
 
 def test_nvdiffrast_cannot_be_had_here():

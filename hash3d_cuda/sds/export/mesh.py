@@ -16,7 +16,7 @@ RESOLUTION = 96
 LEVEL = 0.5
 
 
-def write_glb(scene: Scene, path: Path, resolution: int = RESOLUTION) -> None:
+def write_glb(scene: Scene, path: str | Path, resolution: int = RESOLUTION) -> None:
     """Writes a mesh scene's own mesh, or the surface where occupancy is one half, found by marching cubes.
 
     glTF has y up and its front towards +z; the world has z up and its front towards +x.
@@ -40,7 +40,7 @@ def write_glb(scene: Scene, path: Path, resolution: int = RESOLUTION) -> None:
         vertices=vertices[:, [1, 2, 0]], faces=faces, vertex_normals=normals[:, [1, 2, 0]],
         vertex_colors=(linear * 255).round().astype(np.uint8), process=False,
     )  # fmt: skip
-    path.write_bytes(mesh.export(file_type="glb", include_normals=True))
+    Path(path).write_bytes(mesh.export(file_type="glb", include_normals=True))
 
 
 def surface(scene: Scene, resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -19,13 +19,14 @@ SH0 = 0.28209479177387814
 """The constant spherical harmonic: colour = 0.5 + SH0 * f_dc."""
 
 
-def write_ply(scene: Scene, path: Path) -> None:
+def write_ply(scene: Scene, path: str | Path) -> None:
     """Writes Gaussians with all their fields, meshes with their triangles, other scenes as the coloured points where
     they are solid.
 
     World axes (z up); raises OSError, and ValueError for a latent scene.
     """
     require_colours(scene)
+    path = Path(path)
     if isinstance(scene, GaussianScene):
         path.write_bytes(gaussian_ply(scene))
     elif isinstance(scene, MeshScene) and len(scene.surface()[0]):

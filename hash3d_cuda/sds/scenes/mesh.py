@@ -7,6 +7,8 @@ the colours learn.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hash3d_cuda.checks import check_choice, check_device, check_int, fail
+from hash3d_cuda.checks import check_choice, check_device, check_int, check_real, fail
 from hash3d_cuda.sds.scenes.base import BOUND, Rendered, Scene
 from hash3d_cuda.sds.scenes.isosurface import (
     Topology,
@@ -33,7 +35,12 @@ FIELD_RATE, COLOUR_RATE = 0.05, 0.03
 """Learning rates of Adam; the field's is in cells, so a step moves the surface by about so much."""
 SMOOTH = 0.02
 """Price of a mean squared bend of the field, in cells."""
-LEVEL = 0.5
+LEVELS = (0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
+"""Occupancies at which the surface of another scene is looked for: a scene early in its training is mostly fog."""
+LOOKS = ((15.0, 0.0), (15.0, 90.0), (15.0, 45.0), (15.0, 135.0), (70.0, 0.0))
+"""Elevations and azimuths, degrees, from which silhouettes are compared: opposite sides have the same."""
+LOOK_RADIUS, LOOK_SIZE = 2.0, 48
+NOTHING = 0.01  # occupancy below which a corner's colour means nothing
 COLOUR_RIM = 0.02  # colours taken over keep this far from 0 and 1, where the sigmoid would hold them for ever
 
 
@@ -79,14 +86,16 @@ class MeshScene(Scene):
         device: str | torch.device | None = None,
         geometry: bool = True,
         rasteriser: str = "auto",
+        level: float | None = None,
     ) -> MeshScene:
-        """The surface of another scene, where its occupancy is one half, and its colours.
+        """The surface of another scene, where its occupancy is ``level``, and its colours.
 
         Args:
             scene: has an occupancy grid; a latent one is decoded first, see
                 :class:`hash3d_cuda.sds.scenes.decoded.DecodedScene`.
             resolution, geometry, rasteriser: see the class.
             device: None: that of ``scene``.
+            level: None: that of ``LEVELS`` whose silhouettes are most like those of ``scene``.
 
         Raises:
             ValueError: nothing is dense enough for a surface, or the scene is latent.
@@ -103,17 +112,38 @@ class MeshScene(Scene):
             device = next(scene.parameters()).device
         mesh = cls(resolution, device, geometry, rasteriser)
         occupancy, colour = scene.occupancy_grid(mesh.resolution)
-        solid = large_pieces(occupancy.detach().float().cpu().numpy(), LEVEL)
-        if not (solid > LEVEL).any():
+        levels = LEVELS if level is None else (check_real("level", level, 0.0, 1.0),)
+        field = mesh._field_like(scene, occupancy.detach().float().cpu().numpy(), levels)
+        with torch.no_grad():
+            mesh.field.copy_(field)
+            mesh.colour.copy_(torch.logit(spread(colour, occupancy), eps=COLOUR_RIM))
+        return mesh
+
+    @torch.no_grad()
+    def _field_like(self, scene: Scene, occupancy: np.ndarray, levels: Sequence[float]) -> Tensor:
+        """The field float [R,R,R] of that level whose silhouettes differ least from those of ``scene``."""
+        elevation, azimuth = (torch.tensor(angle, device=self.field.device) for angle in zip(*LOOKS, strict=True))
+        pose = elevation, azimuth, torch.full_like(azimuth, LOOK_RADIUS)
+        best, least, wanted = None, math.inf, None
+        for level in levels:
+            solid = large_pieces(occupancy, level)
+            if not (solid > level).any():
+                continue
+            field = distance_field(np.pad(without_cavities(solid, level), 1), level)[1:-1, 1:-1, 1:-1]
+            self.field.copy_(torch.from_numpy(field))
+            if wanted is None and len(levels) > 1:
+                wanted = scene.render(*(p.to(next(scene.parameters()).device) for p in pose), LOOK_SIZE).alpha > 0.5
+            error = 0.0
+            if wanted is not None:
+                error = float((self.render(*pose, LOOK_SIZE).alpha - wanted.to(self.field)).abs().mean())
+            if error < least:
+                best, least = self.field.clone(), error
+        if best is None:
             raise ValueError(
-                f"scene: expected an object whose occupancy passes {LEVEL}, got at most {solid.max():.2f}; "
+                f"scene: expected an object whose occupancy passes {min(levels)}, got at most {occupancy.max():.2f}; "
                 "train it for more steps first"
             )
-        field = distance_field(np.pad(without_cavities(solid, LEVEL), 1), LEVEL)[1:-1, 1:-1, 1:-1]
-        with torch.no_grad():
-            mesh.field.copy_(torch.from_numpy(field))
-            mesh.colour.copy_(torch.logit(colour, eps=COLOUR_RIM))
-        return mesh
+        return best
 
     @property
     def resolution(self) -> int:
@@ -208,6 +238,20 @@ class MeshScene(Scene):
                 self.colour = nn.Parameter(self.colour.new_empty(colour.shape))
             self._known = None
         super()._load_from_state_dict(state, prefix, *args, **kwargs)
+
+
+def spread(colour: Tensor, occupancy: Tensor) -> Tensor:
+    """Gives corners where nothing is, and which therefore have no colour, that of the nearest one where something is.
+
+    Args:
+        colour: float [R,R,R,3].
+        occupancy: float [R,R,R].
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    nothing = occupancy.detach().cpu().numpy() < NOTHING
+    nearest = distance_transform_edt(nothing, return_distances=False, return_indices=True)
+    return colour[tuple(torch.from_numpy(index).long().to(colour.device) for index in nearest)]
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
