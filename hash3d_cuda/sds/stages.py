@@ -11,7 +11,7 @@ from torch import Tensor
 from hash3d_cuda.prior.base import Prior
 from hash3d_cuda.sds.scenes import make_scene
 from hash3d_cuda.sds.scenes.decoded import DecodedScene
-from hash3d_cuda.sds.scenes.mesh import DEFAULT_RESOLUTION, LEVEL, MeshScene
+from hash3d_cuda.sds.scenes.mesh import DEFAULT_RESOLUTION, LEVELS, MeshScene
 from hash3d_cuda.sds.settings import GenerateSettings
 
 
@@ -45,37 +45,24 @@ def mesh_scene(settings: GenerateSettings, previous: Any, device: torch.device) 
     if previous is None:
         return MeshScene(**options)
     if not isinstance(previous, MeshScene):
-        return MeshScene.from_scene(with_a_surface(previous, options.get("resolution")), **options)
+        return MeshScene.from_scene(previous, **options, level=surface_level(previous, settings.scene_size))
     mesh = MeshScene(**{**options, "resolution": previous.resolution})
     mesh.load_state_dict(previous.state_dict())
     return mesh
 
 
-class Scaled:
-    """A scene for its surface only, its occupancy multiplied so that the highest is 1."""
-
-    latent = False
-
-    def __init__(self, scene: Any, factor: float):
-        self.scene, self.factor = scene, factor
-
-    def occupancy_grid(self, resolution: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`hash3d_cuda.sds.scenes.Scene.occupancy_grid`."""
-        occupancy, colour = self.scene.occupancy_grid(resolution)
-        return occupancy * self.factor, colour
-
-
-def with_a_surface(scene: Any, resolution: int | None) -> Any:
-    """The scene, or where it is nowhere half solid, one whose surface lies at half its highest occupancy.
+def surface_level(scene: Any, resolution: int | None) -> float | None:
+    """The occupancy at which a mesh of a scene starts: None where the mesh finds one itself, else, where the scene is
+    nowhere solid enough for that, half of its highest.
 
     threestudio's two-stage systems choose the level by what is there, too.
     """
     highest = float(scene.occupancy_grid(resolution or DEFAULT_RESOLUTION)[0].max())
-    if highest > LEVEL or highest == 0.0:
-        return scene
+    if highest > min(LEVELS) or highest == 0.0:
+        return None
     text = f"the stage before left nothing solid (highest occupancy {highest:.2g}); half of that counts as the surface"
     warnings.warn(text, RuntimeWarning, stacklevel=2)
-    return Scaled(scene, 1 / highest)
+    return highest / 2
 
 
 def latent_scene(prior: Prior, settings: GenerateSettings, device: torch.device) -> DecodedScene:
