@@ -48,7 +48,9 @@ def test_data_files_are_installed():
     package = importlib.resources.files("hash3d_cuda")
     assets = [path.relative_to(ROOT / "hash3d_cuda") for path in ROOT.glob("hash3d_cuda/assets/**/*") if path.is_file()]
     assert len(assets) > 30
-    for name in ("py.typed", "_C.pyi", *map(str, assets)):
+    recipes = [path.relative_to(ROOT / "hash3d_cuda") for path in ROOT.glob("hash3d_cuda/sds/recipes/*.toml")]
+    assert len(recipes) == 10
+    for name in ("py.typed", "_C.pyi", *map(str, assets + recipes)):
         assert package.joinpath(name).is_file(), f"{name} is not installed"
 
 
