@@ -56,7 +56,7 @@ def unet_cost(
     """Counts a U-Net's full pass and its hits.
 
     Args:
-        name: ``"sd15"``, ``"sd21"``, ``"sd21-768"``, ``"zero123"`` or ``"sdxl"``.
+        name: ``"sd15"``, ``"sd21"``, ``"sd21-768"``, ``"zero123"``, ``"sdxl"``, or ``"shipped"`` for the shipped prior.
         latent_size: side of the latents; by default what the model was trained on.
         attention: whether the products of queries with keys and of weights with values count.
         positions: only these k; by default all, which takes some seconds the first time.
@@ -121,10 +121,13 @@ class _Model:
             self.timestep = torch.empty(1)
             text_time = self.unet.config.addition_embed_type == "text_time"
             added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
-        self.added = added if text_time else None
+            if self.unet.config.class_embed_type is not None:
+                self.extra = {"class_labels": torch.empty(1, self.unet.config.projection_class_embeddings_input_dim)}
+            else:
+                self.extra = {"added_cond_kwargs": added if text_time else None}
 
     def head(self, split: SplitUNet) -> tuple[Tensor, tuple[Tensor, ...], Any]:
-        return split.head(self.sample, self.timestep, self.context, added_cond_kwargs=self.added)
+        return split.head(self.sample, self.timestep, self.context, **self.extra)
 
     @functools.cached_property
     def feature_shapes(self) -> dict[int, tuple[int, int, int]]:
@@ -140,7 +143,7 @@ class _Model:
     def run(self, position: int | None) -> Callable[[], object]:
         """A full pass, or a hit at ``position``, to be called."""
         if position is None:
-            return lambda: self.unet(self.sample, self.timestep, self.context, added_cond_kwargs=self.added)
+            return lambda: self.unet(self.sample, self.timestep, self.context, **self.extra)
         split = SplitUNet(self.unet, position)
         feature = torch.empty(1, *self.feature_shapes[position], device="meta")
 
