@@ -61,8 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from hash3d_cuda.plan import report
 
     check_one_source(options)
-    with budget_in_options():
-        plans = usage(recipe_plans if options.recipe else range_plans, options)
+    plans = usage(make_plans, options)
     if options.out is not None:
         with run_into(options.out):
             report.write(plans, options.out)
@@ -70,6 +69,12 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None and not options.json:
         print(f"wrote {options.out / 'plan.md'}")
     return 0
+
+
+def make_plans(options: argparse.Namespace) -> list[Any]:
+    """The plans that the command line asks for."""
+    with budget_in_options():
+        return recipe_plans(options) if options.recipe else range_plans(options)
 
 
 def check_one_source(options: argparse.Namespace) -> None:

@@ -239,7 +239,8 @@ def speed_up(x: float, r: float, share: float) -> float:
 def plan_recipe(
     name: str, scale: str = "small", setting_overrides: Mapping[str, Any] | None = None, **options: Any
 ) -> list[Plan]:
-    """Plans every stage of a recipe; each starts with an empty table.
+    """Plans every stage of a recipe; each starts with an empty table. At the paper's scale cameras are those of priors
+    with real weights, and the U-Net is by default Stable Diffusion's for text and Zero123's for pictures.
 
     Args:
         name: of the recipe, or its file.
@@ -253,6 +254,11 @@ def plan_recipe(
     from hash3d_cuda.sds.recipes import load_recipe
 
     recipe = load_recipe(name)
+    if scale == "paper":
+        from hash3d_cuda.prior.pipelines import VIEWED_FROM
+
+        options = {"ranges": VIEWED_FROM, **options}
+        options["unet"] = options.get("unet") or ("sd21" if recipe.kind == "text" else "zero123")
     found = []
     stages: Sequence[Any] = recipe.settings(scale)
     for number, settings in enumerate(stages, 1):

@@ -109,8 +109,9 @@ def plot(plans: Sequence[Plan], path: Path) -> None:
         left.legend(fontsize="small", loc="upper left")
         right.plot(middles, served, label="x")
         right.axhline(plan.setting.eta, color="grey", linestyle=":", label="eta, the most that x can be")
-        bound = f"U-Net at most {plan.unet_bound:.2f}x, step {plan.step_bound:.2f}x"
-        right.set(title=bound, xlabel="step", ylabel="share of views served", ylim=(0, 1))
+        bound = f"U-Net at most {plan.unet_bound:.3f}x, step at most {plan.step_bound:.3f}x"
+        top = 1.25 * max(plan.setting.eta, float(served.max()), 0.04)
+        right.set(title=bound, xlabel="step", ylabel="share of views served", ylim=(0, top))
         right.legend(fontsize="small", loc="upper left")
     figure.savefig(path, dpi=110)
 
