@@ -183,8 +183,8 @@ def test_released_indexing_on_the_command_line(capsys):
     "argv, word",
     [
         (["pixie"], "pixie"), (["--eta", "2"], "eta"), (["--elevation", "5"], "elevation"), (["--unet", "sd9"], "sd9"),
-        (["--memory-budget", "1MiB"], "memory-budget"), (["--position", "99"], "position"),
-        (["--scale", "paper"], "scale"), (["--recipe", "x", "--steps", "5"], "steps"), (["--grids", "1,2"], "grids"), (["--vae", "VQ"], "vae"),
+        (["--memory-budget", "1MiB"], "memory-budget"), (["--position", "99"], "position"), (["--vae", "VQ"], "vae"),
+        (["--scale", "paper"], "scale"), (["--recipe", "x", "--steps", "5"], "steps"), (["--grids", "1,2"], "grids"),
     ],
 )  # fmt: skip
 def test_wrong_usage(argv, word, capsys):
