@@ -75,19 +75,19 @@ def test_the_same_as_step_by_step_with_the_oracle(match, capacity):
     assert sum(run.by_grid) == pytest.approx(run.hit_rate) and run.x == run.hits / 180
 
 
-@pytest.mark.parametrize("entries, more", [(20, {"schedule": "uniform"}), (200, {"grids": POSE_GRIDS})])
+@pytest.mark.parametrize("entries, more", [(20, {"schedule": "uniform", "grids": POSE_GRIDS}), (200, {})])
 def test_the_same_hits_as_a_real_run(entries, more):
     from hash3d_cuda.sds.controls import distil
 
     prior = TinyPrior()
     shapes = (2, 16, 4, 4), prior.latent_shape
     table = h3d.HashTable(*shapes, capacity=entries, feature_dtype=torch.float32)
-    settings = GenerateSettings(steps=60, scene_size=8, eta=0.7, seed=2, memory_budget=table.nbytes, **more)
+    settings = GenerateSettings(steps=100, scene_size=8, eta=0.9, seed=2, memory_budget=table.nbytes, **more)
     run = distil(prior, prior.resolve("cube"), settings)["run"]
-    planned = simulate(settings_keys(settings), 0.7, grids=settings.grids, capacity=entries, seed=2)
+    planned = simulate(settings_keys(settings), 0.9, grids=settings.grids, capacity=entries, seed=2)
     for name, kinds in (("hits", planned.grid >= 0), ("misses", planned.grid == MISS)):
         assert kinds.sum(axis=1).tolist() == run.log.column(name).tolist()
-    assert planned.hits > 0
+    assert planned.hits > 5
 
 
 def test_memory_is_what_the_table_takes():
@@ -121,6 +121,7 @@ def test_coverage_grows_and_is_looked_at_without_a_trace():
     run, blind = simulate(keys, 0.5), simulate(keys, 0.5, coverage=False)
     assert np.array_equal(run.grid, blind.grid) and len(run.looks) == len(run.coverage) > 10
     assert run.coverage[0] == 0 and run.coverage[-1] > 0.3
+    assert run.coverage.mean() == pytest.approx(run.hit_rate, abs=0.06)
 
 
 def test_views_stay_in_their_ranges():

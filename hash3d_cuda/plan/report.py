@@ -37,7 +37,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("hit rate", f"{run.hit_rate:.1%}"),
         *parts,
         *all_hit,
-        ("views with a candidate at the end", f"{last:.1%}"),
+        ("new views with a candidate at the end", f"{last:.1%}"),
         ("x, views served from the cache", f"{run.x:.1%}"),
         ("U-Net, position k", f"{UNETS[plan.unet].label}, {setting.position}"),
         ("r, a hit's share of a full pass", f"{plan.r:.3f}"),
@@ -104,7 +104,7 @@ def plot(plans: Sequence[Plan], path: Path) -> None:
         middles, shares, served = windows(run.grid, run.grids)
         labels = [f"grid {index}: {', '.join(f'{s:g}' for s in g.sizes)}" for index, g in enumerate(plan.setting.grids)]
         left.stackplot(middles, shares, labels=labels, alpha=0.8)
-        left.plot(run.looks, run.coverage, "k--", linewidth=1, label="views with a candidate")
+        left.plot(run.looks, run.coverage, "k--", linewidth=1, label="new views with a candidate")
         left.set(title=f"{plan.title}: hit rate", xlabel="step", ylabel="share of tried views", ylim=(0, 1))
         left.legend(fontsize="small", loc="upper left")
         right.plot(middles, served, label="x")

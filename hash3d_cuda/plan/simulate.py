@@ -18,7 +18,7 @@ from hash3d_cuda.table import HashTable
 
 BYPASS, MISS = -2, -1
 LOOKS = 40  # times that the coverage is looked at during a run
-LOOK_VIEWS = 400  # views of the steps to come that are looked up for it
+LOOK_VIEWS = 400  # views that are looked up for it
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Simulation:
     Attributes:
         grid: int8 ``[steps, B]``: the grid that served the view, ``MISS``, or ``BYPASS``.
         looks: int64 ``[L]``, the steps at which the coverage was looked at.
-        coverage: float64 ``[L]``, the share of the views to come that had a candidate then.
+        coverage: float64 ``[L]``, the share of such views as the run asks for that had a candidate then.
         grids: how many grids there were.
         stored: entries appended in all.
         live: entries left at the end.
@@ -129,8 +129,8 @@ def simulate(
     tried = [coin.random() < eta for _ in range(steps)]
     run = _Run(table, keys, len(table.options.grids))
     looks = np.empty(0, dtype=np.int64)
-    if coverage:  # the last look has as many views before it as the others
-        looks = np.unique(np.linspace(0, max(steps - run.ahead, 0), LOOKS).astype(np.int64))
+    if coverage:
+        looks = np.unique(np.linspace(0, steps - 1, LOOKS).astype(np.int64))
     seen = run.through(tried, looks.tolist())
     return Simulation(run.grid, looks, np.array(seen), len(table.options.grids), run.stored, len(table))
 
@@ -145,6 +145,15 @@ def _timestep_first(keys: Tensor, grids: Sequence[Grid], period: float | None) -
     return torch.stack([timestep, elevation, azimuth, radius], -1), [Grid(s[3], s[0], s[1], s[2]) for s in sizes], None
 
 
+def _new_poses(keys: Tensor) -> Tensor:
+    """Up to ``LOOK_VIEWS`` keys with poses as in ``keys`` [N, 4] but of no view among them: its elevation from one, its
+    azimuth from another, its radius from a third. A view of the run itself would find itself."""
+    picked = keys[torch.linspace(0, len(keys) - 1, min(LOOK_VIEWS, len(keys))).long()]
+    third = len(picked) // 3
+    shifts = (0, third, 2 * third, 0)
+    return torch.stack([picked[:, column].roll(shift) for column, shift in enumerate(shifts)], dim=1)
+
+
 def _as_grid(grid: Grid | Sequence[float]) -> Grid:
     return grid if isinstance(grid, Grid) else Grid(*grid)
 
@@ -156,7 +165,8 @@ class _Run:
         self.table, self.keys = table, keys
         self.grid = np.full(keys.shape[:2], BYPASS, dtype=np.int8)
         self.stored = 0
-        self.ahead = min(max(LOOK_VIEWS // keys.shape[1], 1), max(len(keys) // 10, 1))  # steps of a look
+        self._poses = _new_poses(keys.flatten(0, 1))
+        self._near = max(len(keys) // 100, 1)  # steps whose timesteps are like one another's
         self._blank = torch.ones(1, 1)
 
     def through(self, tried: Sequence[bool], looks: Sequence[int]) -> list[float]:
@@ -187,7 +197,12 @@ class _Run:
         return np.where(found.any(axis=1), found.argmax(axis=1), MISS)
 
     def _coverage(self, step: int) -> float:
-        return float((self._serving(self.keys[step : step + self.ahead].flatten(0, 1)) >= 0).mean())
+        """The share of new views, with the timesteps of the steps about this one, that have a candidate."""
+        first = min(max(step - self._near // 2, 0), len(self.keys) - self._near)
+        timesteps = self.keys[first : first + self._near, :, 3].flatten()
+        views = self._poses.clone()
+        views[:, 3] = timesteps[torch.arange(len(views)) % len(timesteps)]
+        return float((self._serving(views) >= 0).mean())
 
     def _append(self, keys: Tensor) -> None:
         if len(keys):
