@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "a name or a picture to a 3D object",
     "compare": "the same object without and with the cache: time, hit rate, quality",
     "bench": "benchmarks of the table and the hook",
+    "plan": "predict hit rate, memory and largest speed-up before a run",
     "info": "version, devices, build; what the shipped prior knows; example pictures",
     "prepare-data": "render the views that the shipped prior is trained on",
     "train-prior": "train the shipped prior",
