@@ -51,7 +51,7 @@ def items(settings: GenerateSettings) -> int:
 
 
 def stretched(grids: tuple[Grid, ...], views: int) -> tuple[Grid, ...]:
-    """``grids`` with timestep cells as much longer as ``views`` are fewer than the paper's, a whole schedule at most."""
+    """``grids`` with timestep cells longer by as much as ``views`` are fewer than the paper's, a schedule at most."""
     factor = max(PAPER_VIEWS / views, 1.0)
     return tuple(replace(grid, timestep=min(grid.timestep * factor, TIMESTEPS)) for grid in grids)
 
@@ -67,7 +67,7 @@ def _store_all(base: GenerateSettings) -> Changes:
 
 
 def _without_keys(queue: int) -> dict[str, Any]:
-    """One chain for everything. ``match="bucket"``, for elevations below 0 would be another cell however large it is."""
+    """One chain for everything. ``match="bucket"``: below 0 degrees would be another cell, however large it is."""
     return {"grids": (EVERYWHERE,), "num_buckets": 1, "queue_length": queue, "match": "bucket"}
 
 
@@ -78,6 +78,7 @@ ABLATIONS: dict[str, Ablation] = {
     "constant-middle": _one_grid(1),
     "constant-coarse": _one_grid(2),
     "store-all": Ablation("storing all features", _store_all),
+    "bounded": Ablation("a quarter of the memory", lambda base: {"capacity": max(items(base) // 4, 1)}),
     "noise": Ablation("hashing noise", {"mode": "noise"}),
     "no-keys": Ablation("no key hashing, one queue of 1000", _without_keys(QUEUE_WITHOUT_KEYS)),
     "no-aggregation": Ablation("no aggregation, nearest key", {"aggregation": "nearest_key"}),

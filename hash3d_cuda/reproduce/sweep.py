@@ -15,7 +15,7 @@ from torch import Tensor
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.prior.ground_truth import EVALUATION_POSES, example_inputs
 from hash3d_cuda.reproduce.ablations import variant
-from hash3d_cuda.reproduce.base import Context, Unit
+from hash3d_cuda.reproduce.base import Context
 from hash3d_cuda.reproduce.quality import scores
 from hash3d_cuda.sds.compare import step_bound, unet_bound
 from hash3d_cuda.sds.metrics import cache_metrics, known_truth, time_metrics
@@ -24,37 +24,25 @@ from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
 
 BASELINE = "none"
-SECONDS_PER_STEP = 0.12  # two views on one thread: for the time left, nothing else
 SHOWN = 4  # of the 16 evaluation views
 Variants = Sequence[Mapping[str, Any]]
 
 
-def sweep_units(context: Context, variants: Variants, kind: str = "name", position: int = 2) -> list[Unit]:
-    """One unit per object; each runs all ``variants`` and, before them, no cache.
+def sweep(context: Context, subject: str, kind: str, steps: int, variants: Variants) -> dict[str, Any]:
+    """Runs one object; returns ``{"runs": {label: figures}}``, see :func:`figures`. Speed-ups are against the first.
 
     Args:
-        context: gives objects and steps.
+        context: gives the prior and the seed.
+        subject: a name.
+        kind: ``"name"``, or ``"picture"``: start from the bundled input picture of that object.
+        steps: SDS iterations.
         variants: keyword arguments of :func:`hash3d_cuda.reproduce.ablations.variant`.
-        kind: ``"name"``, or ``"picture"``: start from the bundled input picture.
-        position: of the cut, where a variant does not say otherwise.
-    """
-    told = [{"ablation": BASELINE}, *variants]
-    arguments = {"kind": kind, "steps": context.steps, "position": position, "variants": [dict(one) for one in told]}
-    weight = SECONDS_PER_STEP * context.steps * len(told)
-    return [Unit(name, sweep, {"subject": name, **arguments}, weight) for name in context.objects]
-
-
-def sweep(
-    context: Context, subject: str, kind: str, steps: int, position: int, variants: Variants
-) -> dict[str, Any]:
-    """Runs them and returns ``{"runs": {label: figures}}``, see :func:`figures`; the first is what others are held to.
 
     The runs take turns step by step and in both orders, so that a machine whose speed drifts slows all alike.
     """
     prior = context.prior
-    base = GenerateSettings(
-        steps=steps, position=position, capacity=steps * GenerateSettings.views_per_step, seed=context.seed
-    )
+    # A table for every view of the run, so that runs with larger features don't have fewer of them.
+    base = GenerateSettings(steps=steps, capacity=steps * GenerateSettings.views_per_step, seed=context.seed)
     asked = resolve(prior, subject, kind)
     with ExitStack() as stack:
         runs = {}
@@ -119,8 +107,8 @@ def figures(run: SdsRun, baseline: SdsRun) -> dict[str, Any]:
         "hit_rate": served["hit_rate"], "x": served["x"],
         "table_bytes": 0 if table is None else table.nbytes,
         "capacity": 0 if table is None else table.capacity,
+        "slots_bytes": 0 if table is None else table.capacity * table.options.slot_bytes,
         "entries": 0 if table is None else len(table),
-        "grid_hits": None if table is None else served.get("grid_hits"),
         **timing(run, baseline),
         "picture": picture(views),
     }  # fmt: skip
