@@ -52,8 +52,8 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
     return {
         "rows": rows,
         "findings": [
-            f"Storing all: {all_row['entries, MiB']:.1f} MiB, {all_row['seconds in the table']:.2f} s in the table, PSNR "
-            f"{signed(change(found, every))} dB at x = {all_row['x']:.3f}; hashing: "
+            f"Storing all: {all_row['entries, MiB']:.1f} MiB, {all_row['seconds in the table']:.2f} s in the table, "
+            f"PSNR {signed(change(found, every))} dB at x = {all_row['x']:.3f}; hashing: "
             f"{hash_row['seconds in the table']:.2f} s, {signed(change(found, hashed))} dB at x = {hash_row['x']:.3f}; "
             f"hashing in {small_row['entries, MiB']:.1f} MiB: {signed(change(found, bounded))} dB at x = "
             f"{small_row['x']:.3f}.",
