@@ -36,7 +36,7 @@ CACHES = ("none", "paper", "strong")
 TITLES = {
     "none": "no cache", "paper": "cache, the recipe's own settings", "strong": f"cache, eta {studies.ETA}, stretched"
 }  # fmt: skip
-FULL_STEPS = 400  # of a recipe as it stands; other context.steps shorten each stage in proportion
+FULL_STEPS = 300  # of most recipes at small size; other context.steps shorten or lengthen each stage in proportion
 
 
 def units(context: Context) -> list[Unit]:
