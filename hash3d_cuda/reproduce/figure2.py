@@ -135,8 +135,8 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
         "rows": rows,
         "findings": [
             f"Within 10 degrees of elevation and azimuth the similarity is at least {least['same noise, raw']:.3f} "
-            f"(same noise) and {least['own noise, raw']:.3f} (each view its own noise, as in SDS); at {side:.0f} degrees it "
-            f"is {far['raw']:.3f} (same noise), and between different objects {others[0]['raw']:.3f}.",
+            f"(same noise) and {least['own noise, raw']:.3f} (each view its own noise, as in SDS); at {side:.0f} "
+            f"degrees it is {far['raw']:.3f} (same noise), and between different objects {others[0]['raw']:.3f}.",
             f"With the features' common mean taken away it is at least {least['same noise, centred']:.3f} (same noise) "
             f"and {least['own noise, centred']:.3f} (own noise) within 10 degrees, {far['centred']:.3f} at "
             f"{side:.0f} degrees, {others[0]['centred']:.3f} between different objects.",
