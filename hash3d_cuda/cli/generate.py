@@ -27,12 +27,17 @@ DIR gets turntable.webp (and .mp4 when imageio-ffmpeg is installed), views/, con
 mesh.glb, metrics.json and report.html. A finished run in DIR is replaced; files of these names that hash3d
 did not write are refused. Ctrl-C saves what there is, and --resume goes on from there.
 
+Recipes are the systems of the paper: dreamgaussian, zero123-nerf, zero123-gs and magic123 start from a picture;
+dreamfusion, latent-nerf, sds-gs, magic3d, gaussian-dreamer and fantasia3d from a name or prompt. The shipped prior
+runs them small, --prior with the paper's settings; other options given go for every stage. A first stage of two is
+written to DIR/stage-1.
+
 --grids pose stands for 5,5,.5,1000;7,7,.5,1000;10,10,.5,1000: cells narrow in pose and open in timestep. Under
 the annealed schedule no timestep comes twice, so the paper's cells of 10 to 30 timesteps forget a view after
 some steps.
 """
 
-REQUEST = ("subject", "prior", "elevation", "azimuth")
+REQUEST = ("subject", "prior", "elevation", "azimuth", "second_prior", "prompt")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +48,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=to_folder, metavar="DIR", help="folder for what is written (default hash3d-SUBJECT)"
     )
     add_run_options(parser)
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--recipe", metavar="NAME_OR_FILE", help="a system of the paper (below), or a file of settings")
+    recipe.add_argument(
+        "--recipe-scale", choices=("small", "paper"), help="small (default with the shipped prior) or paper"
+    )
+    recipe.add_argument(
+        "--second-prior", metavar="DIR_OR_HUB_ID", help="the text prior that magic123 asks beside --prior"
+    )
+    recipe.add_argument("--prompt", help="what it is asked for (default with the shipped prior: the picture's name)")
     parser.add_argument("--no-cache", dest="cache", action="store_false", default=None, help="leave the U-Net alone")
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
@@ -66,11 +80,16 @@ def run(options: argparse.Namespace) -> int:
         if options.subject is None:
             raise UsageError("generate: --resume needs the --out of the unfinished run")
         options.out = default_folder(options.subject)
+    given = given_settings(options)
+    recorded = recall(options) if options.resume else {}
+    if options.recipe is not None:
+        from hash3d_cuda.cli.recipe import run_recipe
+
+        return run_recipe(options, {**recorded, **given})
+    refuse_without_recipe(options)
     from hash3d_cuda.sds.loop import generate
     from hash3d_cuda.sds.settings import GenerateSettings
 
-    given = given_settings(options)
-    recorded = recall(options) if options.resume else {}
     settings = run_settings(GenerateSettings.from_dict, {**recorded, **given})
     prior, subject = load_subject(options, settings.device)
     note = {name: getattr(options, name) for name in REQUEST}
@@ -85,6 +104,11 @@ def run(options: argparse.Namespace) -> int:
             force=options.force,
             note=note,
         )
+    return conclude(result, options)
+
+
+def conclude(result: Any, options: argparse.Namespace) -> int:
+    """Says how a run ended; returns the exit code."""
     if result.interrupted:
         print(f"hash3d: interrupted at step {result.metrics['steps']}; resume with --resume", file=sys.stderr)
         return 1
@@ -93,18 +117,35 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def refuse_without_recipe(options: argparse.Namespace) -> None:
+    """Options that only a recipe has a use for are wrong usage without one."""
+    for name in ("recipe_scale", "second_prior", "prompt"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --recipe; give one, or leave it away")
+
+
 def recall(options: argparse.Namespace) -> dict[str, Any]:
-    """The unfinished run's settings; what it was asked for goes into ``options`` where nothing was given."""
+    """The unfinished run's settings, of a recipe those that were given over the recipe's own; what it was asked for
+    goes into ``options`` where nothing was given."""
     from hash3d_cuda.sds.checkpoint import find_checkpoint, read_about
 
-    path = find_checkpoint(options.out)
+    path = find_checkpoint(options.out) or find_checkpoint(options.out / "stage-1")
     if path is None:
         raise ValueError(f"resume: no unfinished run in {str(options.out)!r}; leave --resume away to start one")
     about = read_about(path)
+    recipe = about["note"].get("recipe")
+    if recipe is None and options.recipe is not None:
+        raise UsageError(f"--resume: the run in {str(options.out)!r} was started without --recipe; leave it away")
+    if recipe is not None and options.recipe not in (None, recipe["name"]):
+        raise UsageError(f"--resume: the run in {str(options.out)!r} was started with --recipe {recipe['name']}")
     for name in REQUEST:
         if getattr(options, name) is None:
             setattr(options, name, about["note"].get(name))
-    return about["settings"]
+    if recipe is None:
+        return about["settings"]
+    options.recipe = recipe["name"]
+    options.recipe_scale = options.recipe_scale or recipe["scale"]
+    return recipe["overrides"]
 
 
 def summary(metrics: dict[str, Any], out: Path) -> str:

@@ -15,6 +15,7 @@ from hash3d_cuda.cli.main import UsageError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 LARGEST_GRID = 512  # voxels per side, the most that make_scene takes
+GRIDS = {"voxels": (4, LARGEST_GRID), "mesh": (8, 256)}  # corners per side
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +34,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="views rendered and denoised per iteration (default 2)",
     )
-    run.add_argument("--scene", choices=("voxels", "gaussians"), help="voxel radiance grid (default) or 3D Gaussians")
-    run.add_argument("--scene-size", type=int, metavar="N", help="voxels per side, or number of Gaussians")
+    run.add_argument(
+        "--scene",
+        choices=("voxels", "gaussians", "mesh"),
+        help="voxel radiance grid (default), 3D Gaussians, or a mesh",
+    )
+    run.add_argument(
+        "--scene-size", type=int, metavar="N", help="voxels per side (a mesh's: of its grid), or number of Gaussians"
+    )
     run.add_argument("--schedule", choices=("annealed", "uniform"), help="timesteps: annealed (default) or uniform")
     run.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free guidance (default 2)")
     run.add_argument("--seed", type=int, help="everything random follows from it (default 0)")
@@ -69,19 +76,24 @@ def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, An
 def run_settings(make: Any, *args: Any, **kwargs: Any) -> Any:
     """The settings that ``make`` gives; what is wrong with them is said before anything is loaded or written."""
     settings = usage(make, *args, **kwargs)
+    prove(settings)
+    return settings
+
+
+def prove(settings: Any) -> None:
+    """Refuses settings that no scene or table can be made from."""
     usage(check_scene_size, settings)
     if settings.cache:
         with budget_in_options():
             check_budget(settings)
-    return settings
 
 
 def check_scene_size(settings: Any) -> None:
-    """Refuses a voxel grid that cannot be made."""
+    """Refuses a grid that cannot be made."""
     from hash3d_cuda.checks import check_int
 
-    if settings.scene == "voxels" and settings.scene_size is not None:
-        check_int("scene_size", settings.scene_size, 4, LARGEST_GRID)
+    if settings.scene in GRIDS and settings.scene_size is not None:
+        check_int("scene_size", settings.scene_size, *GRIDS[settings.scene])
 
 
 def check_budget(settings: Any) -> None:

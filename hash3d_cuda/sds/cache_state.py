@@ -1,12 +1,13 @@
 """The cache's own state in a checkpoint: its coin, its counters, its table.
 
 The table's file says nothing of the condition that its entries belong to, which names things of one process
-(weights by identity). A run has one condition only, so the table goes to the first that asks after resuming.
+(weights by identity). A run asks for its one or two conditions in turn, so the tables go to the first that
+ask after resuming, in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,18 @@ def cache_state(cache: Any) -> dict[str, Any]:
         "coin": [version, list(numbers), gauss],
         "counts": dict(cache._counts),
         "format": str(cached._format),
+        "tables": len(tables_of(cache)),
     }
 
 
-def restore_cache(cache: Any, state: Mapping[str, Any], table: Path | None) -> None:
-    """Makes a fresh ``Hash3DCache`` go on from :func:`cache_state` and the table saved beside it.
+def tables_of(cache: Any) -> list[Any]:
+    """The tables of a ``Hash3DCache``, one per condition, the one used last at the end."""
+    store = cache._cached.store
+    return [] if store is None else [tracked.table for tracked in store._tables.values()]
+
+
+def restore_cache(cache: Any, state: Mapping[str, Any], tables: Sequence[Path]) -> None:
+    """Makes a fresh ``Hash3DCache`` go on from :func:`cache_state` and the tables saved beside it.
 
     Raises:
         ValueError: the table's file is damaged.
@@ -42,27 +50,28 @@ def restore_cache(cache: Any, state: Mapping[str, Any], table: Path | None) -> N
     version, numbers, gauss = state["coin"]
     cached._coin.setstate((version, tuple(numbers), gauss))
     cache._counts.update(state["counts"])
-    if table is not None:
-        loaded = HashTable.load(table)
+    if tables:
+        loaded = [HashTable.load(table) for table in tables]
         cached.store = ResumedStore(cache.config, loaded, cached._copies)
-        cached._dtype, cached._format = loaded.options.feature_dtype, _FORMATS[state["format"]]
+        cached._dtype, cached._format = loaded[0].options.feature_dtype, _FORMATS[state["format"]]
 
 
 class ResumedStore(TableStore):
-    """A store whose first condition finds the table that was loaded."""
+    """A store whose first conditions find the tables that were loaded, in their order."""
 
-    def __init__(self, config: Any, table: Any, copies: HostCopies):
-        options = table.options
+    def __init__(self, config: Any, tables: Sequence[Any], copies: HostCopies):
+        options = tables[0].options
         shapes = options.feature_shape, options.latent_shape
         super().__init__(config, *shapes, options.feature_dtype, options.device, copies)
-        self._loaded: TrackedTable | None = TrackedTable(table, self._arguments, copies)
-        if self._loaded._index is not None:
-            state = table._state_dict()
-            blank = torch.zeros(len(state["serials"]), 1)  # the host's index holds keys and chains alone
-            self._loaded._index._table._load_state_dict({**state, "latents": blank, "features": blank})
+        self._loaded = [TrackedTable(table, self._arguments, copies) for table in tables]
+        for tracked, table in zip(self._loaded, tables, strict=True):
+            if tracked._index is not None:
+                state = table._state_dict()
+                blank = torch.zeros(len(state["serials"]), 1)  # the host's index holds keys and chains alone
+                tracked._index._table._load_state_dict({**state, "latents": blank, "features": blank})
 
     def find(self, condition: Hashable) -> Any:
         """The table of ``condition``; see :class:`TableStore`."""
-        if self._loaded is not None:
-            self._tables[condition], self._loaded = self._loaded, None
+        if self._loaded and condition not in self._tables:
+            self._tables[condition] = self._loaded.pop(0)
         return super().find(condition)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,20 @@ import torch
 from torch import Tensor
 
 FOLDER = "checkpoint"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
 class Checkpoint:
-    """What was read back: JSON-like ``about``, ``tensors`` by dotted name, and the table's file or None."""
+    """What was read back: JSON-like ``about``, ``tensors`` by dotted name, and the tables' files."""
 
     about: dict[str, Any]
     tensors: dict[str, Tensor]
-    table: Path | None
+    tables: list[Path]
 
 
 def save_checkpoint(
-    run_folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], table: Any = None
+    run_folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], tables: Sequence[Any] = ()
 ) -> None:
     """Replaces the checkpoint in ``run_folder``; on any failure the one before stays as it was.
 
@@ -35,7 +36,7 @@ def save_checkpoint(
         run_folder: the run's ``--out``.
         about: JSON values.
         tensors: saved as safetensors.
-        table: a ``HashTable`` to save beside them, or None.
+        tables: ``HashTable``s to save beside them.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -48,8 +49,8 @@ def save_checkpoint(
         new.mkdir(parents=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, new / "state.safetensors")
-        if table is not None:
-            table.save(new / "table.safetensors")
+        for index, table in enumerate(tables):
+            table.save(new / table_name(index))
         (new / "state.json").write_text(json.dumps({"format": FORMAT, **about}))
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
@@ -61,6 +62,11 @@ def save_checkpoint(
             raise
         raise OSError(str(error)) from error  # safetensors reports a full disk as its own exception
     shutil.rmtree(old, ignore_errors=True)
+
+
+def table_name(index: int) -> str:
+    """The file of a checkpoint's table; a run of one prior has one."""
+    return f"table-{index}.safetensors" if index else "table.safetensors"
 
 
 def find_checkpoint(run_folder: Path) -> Path | None:
@@ -93,8 +99,8 @@ def load_checkpoint(run_folder: Path) -> Checkpoint:
         tensors = load_file(path / "state.safetensors")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"resume: {str(path)!r} is damaged ({error}); start over with --force") from None
-    table = path / "table.safetensors"
-    return Checkpoint(about, tensors, table if table.is_file() else None)
+    files = (path / table_name(index) for index in itertools.count())
+    return Checkpoint(about, tensors, list(itertools.takewhile(Path.is_file, files)))
 
 
 def remove_checkpoint(run_folder: Path) -> None:

@@ -123,7 +123,7 @@ def evaluate_object(
 def cache_figures(plain: Any, cached: Any) -> dict[str, Any]:
     """Seconds of both runs, what the cache served, and the bound on the speed-up at that share."""
     before, after = time_metrics(plain.log)[0], time_metrics(cached.log)[0]
-    served, r = cache_metrics(cached.served, None), after["hit_cost_r"]
+    served, r = cache_metrics(cached.served), after["hit_cost_r"]
     share = before["split_s"]["unet_full"] / before["total_s"]
     return {
         "seconds": {"without": before["total_s"], "with": after["total_s"]},

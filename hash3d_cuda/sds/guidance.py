@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.sds.sampler import StepViews
@@ -59,20 +61,31 @@ class Guidance:
         guidance_scale, weighting: as in the settings.
     """
 
+    forwards = 1  # of each view through the U-Net in the last step
+
     def __init__(self, prior: Prior, subject: Subject, cache: Any, guidance_scale: float, weighting: str):
         self.prior, self.subject, self.cache = prior, subject, cache
         self.guidance_scale, self.weighting = guidance_scale, weighting
         self.abar = prior.alphas_cumprod.detach().double().cpu().tolist()
+        # Beside another prior's on the same U-Net, a name and a picture of the same thing are two conditions.
+        self.condition = (subject.label, "name" if subject.image is None else "picture")
+
+    def see(self, images: Tensor) -> Tensor:
+        """Rendered images float [B,3,R,R] to latents [B,*latent_shape]; differentiable."""
+        return self.prior.encode(resized(images, self.prior.image_size))
 
     @torch.no_grad()
     def target(self, latents: Tensor, views: StepViews, generator: torch.Generator) -> Tensor:
         """The guided z_hat for latents float [B,*latent_shape] of ``views``; noise comes from
         ``generator``."""
-        timestep = torch.tensor(views.timestep).to(latents.device, non_blocking=True)  # made there, it would wait
-        abar = self._per_view([self.abar[t] for t in views.timestep], latents)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
-        output = self._forward(noisy, timestep, views).to(latents.dtype)
+        abar = self._per_view([self.abar[t] for t in views.timestep], latents)
+        return self._guided(abar.sqrt() * latents + (1 - abar).sqrt() * noise, abar, views)
+
+    def _guided(self, noisy: Tensor, abar: Tensor, views: StepViews) -> Tensor:
+        """The guided z_hat from noisy latents [B,...]."""
+        timestep = torch.tensor(views.timestep).to(noisy.device, non_blocking=True)  # made there, it would wait
+        output = self._forward(noisy, timestep, views).to(noisy.dtype)
         conditioned, plain = output.chunk(self.prior.groups)[:2]
         guided = plain + self.guidance_scale * (conditioned - plain)
         return predicted_clean(self.prior.prediction_type, guided, noisy, abar)
@@ -91,10 +104,59 @@ class Guidance:
         dtype = next(prior.unet.parameters()).dtype
         watched = contextlib.nullcontext()
         if self.cache is not None:
-            watched = self.cache.views(**poses, timestep=views.timestep, condition=self.subject.label)
+            watched = self.cache.views(**poses, timestep=views.timestep, condition=self.condition)
         with watched:
             return prior.unet(sample.to(dtype), timestep.repeat(prior.groups), **condition).sample
 
     @staticmethod
     def _per_view(values: list[float], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)[:, None, None, None]
+
+
+class Refinement(Guidance):
+    """Pictures made of the rendered ones by a few deterministic denoising steps (DDIM), as targets in pixels.
+
+    The pose stays while the timestep falls, so the feature of one denoising step serves the next few: temporal reuse.
+    Where the cache is told grids of ``reuse_interval * stride`` timesteps, one step in each cell runs in full. Nothing
+    is kept from one picture to the next.
+
+    Args:
+        prior, subject, cache, guidance_scale: as for :class:`Guidance`.
+        stride: timesteps from one denoising step to the next.
+    """
+
+    def __init__(self, prior: Prior, subject: Subject, cache: Any, guidance_scale: float, stride: int):
+        super().__init__(prior, subject, cache, guidance_scale, "x0")
+        self.stride = stride
+
+    def see(self, images: Tensor) -> Tensor:
+        """The images at the prior's size."""
+        return resized(images, self.prior.image_size)
+
+    @torch.no_grad()
+    def target(self, latents: Tensor, views: StepViews, generator: torch.Generator) -> Tensor:
+        """Refined images float [B,3,S,S] of rendered ones; denoising starts at the views' (one) timestep."""
+        if self.cache is not None:
+            self.cache.clear()
+        clean = self.prior.encode(latents)
+        times = list(range(max(views.timestep), 0, -self.stride))
+        levels = [self._per_view([self.abar[t]], clean) for t in times]
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        for time, abar in zip(times, levels, strict=True):
+            noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+            clean = self._guided(noisy, abar, replace(views, timestep=[time] * len(views.timestep)))
+            noise = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
+        self.forwards = len(times)
+        return self.prior.decode(clean).clamp(0, 1).to(latents.dtype)
+
+    def loss(self, latents: Tensor, target: Tensor, views: StepViews) -> Tensor:
+        """Mean squared distance of images."""
+        return (latents - target).square().mean()
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images float [B,C,R,R] at ``size`` pixels per side; the same tensor where they are."""
+    if images.shape[-1] == size:
+        return images
+    shrinks = images.shape[-1] > size
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,10 @@ def generate(
     resume: bool = False,
     force: bool = False,
     note: Mapping[str, Any] | None = None,
+    previous: Any = None,
+    second: tuple[Prior, Subject] | None = None,
+    interrupt: Interrupt | None = None,
+    keep: bool = False,
 ) -> Result:
     """Makes a 3D object by score distillation, with the prior's U-Net behind the cache.
 
@@ -88,7 +93,10 @@ def generate(
         resume: go on from the unfinished run in ``out``, with the very decisions it would have taken.
         force: start over although ``out`` holds an unfinished run.
         note: JSON values kept in the checkpoint for the caller (the command line keeps what it was asked
-            for).
+            for). Its ``"recipe"``, if any, is named in the metrics.
+        previous, second: as for :class:`SdsRun`.
+        interrupt: an entered one, where this run is one of several that a Ctrl-C ends.
+        keep: leave the checkpoint of a run that is complete: the next stage starts from it.
 
     Raises:
         ValueError: ``resume`` without a matching unfinished run, or an unfinished run without ``resume`` or
@@ -98,11 +106,12 @@ def generate(
     """
     folder = prepare_folder(Path(out), resume, force)
     require_finite_weights("the U-Net", prior.unet)
-    with Interrupt() as interrupt, SdsRun(prior, subject, settings, note) as run:
+    asked = Interrupt() if interrupt is None else contextlib.nullcontext(interrupt)
+    with asked as requests, SdsRun(prior, subject, settings, note, previous=previous, second=second) as run:
         if resume:
             run.restore(folder)
-        iterate([Track(run, folder, progress)], interrupt)
-        return finish(run, folder)
+        iterate([Track(run, folder, progress)], requests)
+        return finish(run, folder, keep)
 
 
 def prepare_folder(folder: Path, resume: bool, force: bool) -> Path:
@@ -193,12 +202,12 @@ def save_or_warn(run: SdsRun, folder: Path) -> None:
         run.warned = True
 
 
-def finish(run: SdsRun, folder: Path) -> Result:
-    """Writes the results of a run that is complete or was interrupted."""
+def finish(run: SdsRun, folder: Path, keep: bool = False) -> Result:
+    """Writes the results of a run that is complete or was interrupted; with ``keep`` its checkpoint stays."""
     from hash3d_cuda.sds.outputs import write_outputs
 
     interrupted = run.step < run.settings.steps
     views, turntable, metrics = write_outputs(run, folder, interrupted)
-    if not interrupted:
+    if not interrupted and not keep:
         remove_checkpoint(folder)
     return Result(folder, run.scene, views, turntable, metrics, interrupted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hash3d_cuda.prior.base import Subject
 from hash3d_cuda.prior.ground_truth import ground_truth_names, ground_truth_views
+from hash3d_cuda.sds.cache_state import tables_of
 from hash3d_cuda.sds.timing import StepLog, TimeSummary, summarise
 
 FORMAT = 1
@@ -57,27 +59,27 @@ def time_metrics(log: StepLog) -> tuple[dict[str, Any], TimeSummary]:
     }, summary
 
 
-def cache_metrics(served: dict[str, int], cache: Any) -> dict[str, Any]:
-    """What the cache did, in views; ``x`` is the share of all views that it served."""
+def cache_metrics(served: dict[str, int], *caches: Any) -> dict[str, Any]:
+    """What the caches did together, in views; ``x`` is the share of all views that they served."""
     items, tried = sum(served.values()), served["hits"] + served["misses"]
     figures: dict[str, Any] = {
-        "enabled": cache is not None,
+        "enabled": bool(caches),
         **served,
         "hit_rate": served["hits"] / tried if tried else 0.0,
         "x": served["hits"] / items if items else 0.0,
     }
-    if cache is not None:
-        stats = cache.stats()
+    if caches:
+        stats = [cache.stats() for cache in caches]
         for name in ("forwards", "rejected", "rows_saved", "nbytes", "host_syncs"):
-            figures[name] = getattr(stats, name, None)
-        if cache.table is not None:
-            figures |= {"entries": len(cache.table), "capacity": cache.table.capacity}
+            figures[name] = sum(getattr(one, name) for one in stats)
+        if tables := [table for cache in caches for table in tables_of(cache)]:
+            figures |= {"entries": sum(map(len, tables)), "capacity": sum(table.capacity for table in tables)}
     return figures
 
 
-def memory_metrics(cache: Any, device: torch.device) -> dict[str, int]:
-    """Bytes: the table, the process's peak, the device's peak."""
-    table = cache.table.nbytes if cache is not None and cache.table is not None else 0
+def memory_metrics(caches: Sequence[Any], device: torch.device) -> dict[str, int]:
+    """Bytes: the tables, the process's peak, the device's peak."""
+    table = sum(table.nbytes for cache in caches for table in tables_of(cache))
     scale = 1 if platform.system() == "Darwin" else 1024
     figures = {
         "table_bytes": table,

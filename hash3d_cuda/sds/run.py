@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hash3d_cuda.checks import fail
+from hash3d_cuda.keys import Grid
 from hash3d_cuda.prior.base import Prior, Subject
-from hash3d_cuda.sds.cache_state import cache_state, restore_cache
+from hash3d_cuda.sds.cache_state import cache_state, restore_cache, tables_of
 from hash3d_cuda.sds.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from hash3d_cuda.sds.finite import LossWatch
-from hash3d_cuda.sds.guidance import Guidance
+from hash3d_cuda.sds.guidance import Guidance, Refinement, resized
 from hash3d_cuda.sds.sampler import StepViews, ViewSampler
 from hash3d_cuda.sds.settings import GenerateSettings
 from hash3d_cuda.sds.timing import COUNTS, StepLog, TimeSplit
@@ -28,6 +31,12 @@ class SdsRun:
         subject: from ``prior.resolve``.
         settings: the options.
         note: JSON values kept in checkpoints for the caller.
+        previous: the scene that the stage before left, or None.
+        second: another prior and what it is asked for, where ``second_weight`` is not 0. It may be the same prior with
+            another subject.
+
+    Raises:
+        ValueError: the settings want a second prior and there is none, or a latent scene and there is a picture.
     """
 
     def __init__(
@@ -36,22 +45,33 @@ class SdsRun:
         subject: Subject,
         settings: GenerateSettings,
         note: Mapping[str, Any] | None = None,
+        *,
+        previous: Any = None,
+        second: tuple[Prior, Subject] | None = None,
     ):
-        from hash3d_cuda.sds.scenes import make_scene
+        from hash3d_cuda.sds.stages import stage_scene
 
+        check_priors(prior, subject, settings, second)
         self.prior, self.subject, self.settings, self.note = prior, subject, settings, dict(note or {})
         self.device = torch.device(settings.device)
-        size = {} if settings.scene_size is None else {"size": settings.scene_size}
-        self.scene = make_scene(settings.scene, **size, seed=settings.seed, device=self.device)
+        self.scene = stage_scene(prior, settings, previous)
+        self.size = settings.render_size or prior.image_size
         self.sampler = ViewSampler(settings, prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod))
         # Once, for every step would wait for the copy.
-        self._picture = [None if v is None else v.to(self.device) for v in (subject.image, subject.alpha)]
+        pictures = (subject.image, subject.alpha)
+        self._picture = [None if v is None else resized(v.to(self.device)[None], self.size)[0] for v in pictures]
         self.generator = torch.Generator(device=self.device)
         self.log = StepLog()
         self.time = TimeSplit(self.device, self.log)
         self.watch = LossWatch(self.device)
-        self.cache = attach_cache(prior, settings) if settings.cache else None
-        self.guidance = Guidance(prior, subject, self.cache, settings.guidance_scale, settings.weighting)
+        asked = [(prior, subject)] + ([second] if second is not None and settings.second_weight else [])
+        self.caches = attach_caches([prior for prior, _ in asked], settings)
+        self.cache = self.caches[0] if self.caches else None
+        self.guidance = make_guidance(prior, subject, self.cache, settings)
+        self.second: Guidance | None = None
+        if len(asked) > 1:
+            cache = self.caches[-1] if self.caches else None
+            self.second = Guidance(*asked[1], cache, settings.second_guidance_scale, settings.weighting)
         self.optimizer = self._make_optimizer()
         self.step = 0
         self.served = dict.fromkeys(COUNTS, 0)
@@ -66,8 +86,8 @@ class SdsRun:
 
     def close(self) -> None:
         """Leaves the prior's U-Net as it was."""
-        if self.cache is not None:
-            self.cache.remove()
+        for cache in self.caches:
+            cache.remove()
 
     def train_step(self) -> Tensor:
         """Render, ask the prior, pull the scene; returns the loss, a scalar on the scene's device."""
@@ -75,13 +95,20 @@ class SdsRun:
         self.generator.manual_seed(self.sampler.noise_seed(self.step))
         self._set_learning_rate()
         with self.time.step() as row:
+            terms = self.terms()
             with self.time.measure("render"):
                 images, alpha = self._render(views)
-                latents = self.prior.encode(images[: len(views.azimuth)])
+                rendered = images[: len(views.azimuth)]
+                seen = [rendered if self.settings.latent else guidance.see(rendered) for guidance, _ in terms]
             with self.time.measure("unet"):
-                target = self.guidance.target(latents.detach(), views, self.generator)
+                targets = [
+                    guidance.target(latents.detach(), views, self.generator)
+                    for (guidance, _), latents in zip(terms, seen, strict=True)
+                ]
             with self.time.measure("backward"):
-                loss = self.guidance.loss(latents, target, views) + self.scene.regularisation()
+                loss = self.scene.regularisation()
+                for (guidance, weight), latents, target in zip(terms, seen, targets, strict=True):
+                    loss = loss + weight * guidance.loss(latents, target, views)
                 if self.subject.image is not None:
                     loss = loss + self.settings.reference_weight * self._reference_loss(images[-1], alpha[-1])
                 self.watch.check(loss, self.step)
@@ -90,9 +117,14 @@ class SdsRun:
                 self.optimizer.step()
                 if self.scene.on_step(self.step, self.settings.steps):
                     self.optimizer = self._make_optimizer()
-            self._count(row, len(views.azimuth))
+            self._count(row, sum(guidance.forwards for guidance, _ in terms) * len(views.azimuth))
         self.step += 1
         return loss.detach()
+
+    def terms(self) -> list[tuple[Guidance, float]]:
+        """Who is asked, and with what weight."""
+        first = [(self.guidance, self.settings.sds_weight)]
+        return first if self.second is None else [*first, (self.second, self.settings.second_weight)]
 
     def save(self, folder: Path, with_table: bool = True) -> None:
         """Writes everything that :meth:`restore` needs; raises OSError."""
@@ -105,10 +137,11 @@ class SdsRun:
             "subject": self.subject.label, "step": self.step, "settings": self.settings.as_dict(),
             "optimizer": groups, "served": self.served, "cache": None, "note": self.note,
         }  # fmt: skip
-        table = None
-        if self.cache is not None and with_table:
-            about["cache"], table = cache_state(self.cache), self.cache.table
-        save_checkpoint(folder, about, tensors, table)
+        tables = []
+        if self.caches and with_table:
+            about["cache"] = [cache_state(cache) for cache in self.caches]
+            tables = [table for cache in self.caches for table in tables_of(cache)]
+        save_checkpoint(folder, about, tensors, tables)
 
     def restore(self, folder: Path) -> None:
         """Goes on from the checkpoint in ``folder``; raises ValueError when it belongs to another run."""
@@ -119,8 +152,9 @@ class SdsRun:
         unpack_optimizer(self.optimizer, part(saved.tensors, "optimizer."), saved.about["optimizer"])
         self.log.rows = np.asarray(saved.tensors["log"]).tolist()
         self.step, self.served = saved.about["step"], saved.about["served"]
-        if self.cache is not None and saved.about["cache"] is not None:
-            restore_cache(self.cache, saved.about["cache"], saved.table)
+        tables = iter(saved.tables)
+        for cache, state in zip(self.caches, saved.about["cache"] or [], strict=False):
+            restore_cache(cache, state, [next(tables) for _ in range(state["tables"])])
 
     def _render(self, views: StepViews) -> tuple[Tensor, Tensor]:
         """Images [B,3,S,S] and alphas [B,1,S,S] of the step's views; a picture's own pose comes last."""
@@ -128,7 +162,20 @@ class SdsRun:
         if self.subject.image is not None:
             poses = [[*values, own] for values, own in zip(poses, self._own_pose(), strict=True)]
         elevation, azimuth, radius = (torch.tensor(p).to(self.device, non_blocking=True) for p in poses)
-        result = self.scene.render(elevation, azimuth, radius, self.prior.image_size)
+        if self.settings.latent:
+            from hash3d_cuda.sds.stages import render_latents
+
+            return render_latents(self.scene, [elevation, azimuth, radius], self.prior.latent_shape[1])
+        shading, light = self.sampler.shading(self.step, views)
+        if shading is None or light is None:
+            result = self.scene.render(elevation, azimuth, radius, self.size)
+            return result.image, result.alpha
+        ways = torch.tensor(light, dtype=torch.float32).to(self.device, non_blocking=True)
+        count = len(light)
+        result = self.scene.render(elevation[:count], azimuth[:count], radius[:count], self.size, shading, ways)
+        if count < len(elevation):  # the picture's own view keeps its colours
+            own = self.scene.render(elevation[count:], azimuth[count:], radius[count:], self.size)
+            return torch.cat([result.image, own.image]), torch.cat([result.alpha, own.alpha])
         return result.image, result.alpha
 
     def _own_pose(self) -> tuple[float, float, float]:
@@ -161,7 +208,8 @@ class SdsRun:
         if self.cache is None:
             self.served["bypasses"] += items
         else:
-            self.served = self.cache.served()
+            served = [cache.served() for cache in self.caches]
+            self.served = {name: sum(counts[name] for counts in served) for name in COUNTS}
         for name in COUNTS:
             self.log.add(row, name, self.served[name] - before[name])
         if self._table is None and self.cache is not None and self.cache.table is not None:
@@ -180,17 +228,64 @@ class SdsRun:
             )
 
 
-def attach_cache(prior: Prior, settings: GenerateSettings) -> Any:
-    """Puts the cache on the prior's U-Net."""
+def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1) -> Any:
+    """Puts the cache on the prior's U-Net, for so many subjects that share its memory."""
     from hash3d_cuda import Hash3DConfig, apply_hash3d
 
     config = Hash3DConfig(
         eta=settings.eta, position=settings.position, groups=prior.groups, grids=settings.grids,
         memory_budget=settings.memory_budget, capacity=settings.capacity, seed=settings.seed, mode=settings.mode,
         match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
-        num_buckets=settings.num_buckets, min_similarity=settings.min_similarity,
+        num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_conditions=conditions,
     )  # fmt: skip
     return apply_hash3d(prior.unet, config)
+
+
+def attach_caches(priors: Sequence[Prior], settings: GenerateSettings) -> list[Any]:
+    """One cache per U-Net: each prior's own, or one with a table for each subject when they ask the same U-Net."""
+    if not settings.cache:
+        return []
+    if settings.objective == "refine":
+        settings = replace(settings, eta=1.0, grids=temporal_grids(settings))
+    unets = {id(prior.unet): prior for prior in priors}
+    caches: list[Any] = []
+    try:
+        for prior in unets.values():
+            caches.append(attach_cache(prior, settings, len(priors) // len(unets)))
+    except BaseException:
+        for cache in caches:
+            cache.remove()
+        raise
+    return caches
+
+
+def temporal_grids(settings: GenerateSettings) -> tuple[Grid, ...]:
+    """One cell per view and ``reuse_interval`` denoising steps; poses do not change from one to the next."""
+    return (Grid(1.0, 1.0, 0.1, float(settings.reuse_interval * settings.denoise_stride)),)
+
+
+def make_guidance(prior: Prior, subject: Subject, cache: Any, settings: GenerateSettings) -> Guidance:
+    """What the objective of the settings asks of the first prior."""
+    if settings.objective == "refine":
+        return Refinement(prior, subject, cache, settings.guidance_scale, settings.denoise_stride)
+    return Guidance(prior, subject, cache, settings.guidance_scale, settings.weighting)
+
+
+def check_priors(
+    prior: Prior, subject: Subject, settings: GenerateSettings, second: tuple[Prior, Subject] | None
+) -> None:
+    """Raises ValueError where priors and subjects are not what the settings need."""
+    if settings.latent and subject.image is not None:
+        fail(ValueError, "latent", "a subject given by name", "a picture", "pictures cannot be compared with latents")
+    if not settings.second_weight:
+        return
+    if second is None:
+        fail(ValueError, "second", "another prior and its subject (second_weight is not 0)", second, "pass second=")
+    if len(second[0].alphas_cumprod) != len(prior.alphas_cumprod):
+        counts = len(prior.alphas_cumprod), len(second[0].alphas_cumprod)
+        fail(
+            ValueError, "second", f"a prior of {counts[0]} timesteps", counts[1], "take priors of one schedule's length"
+        )
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,7 +13,10 @@ import numpy as np
 
 from hash3d_cuda.sds.settings import GenerateSettings
 
-POSES, NOISE = 0, 1  # independent random streams of one step
+POSES, NOISE, LIGHT = 0, 1, 2  # independent random streams of one step
+
+RANDOM_SHADINGS, RANDOM_SHARES = ("albedo", "lambert", "textureless"), (0.25, 0.375, 0.375)
+"""threestudio's diffuse_prob 0.75 and textureless_prob 0.5."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,35 @@ class ViewSampler:
         """Seed of the step's noise generator."""
         return int(np.random.SeedSequence([self.settings.seed, step, NOISE]).generate_state(1, np.uint64)[0] >> 1)
 
+    def shading(self, step: int, views: StepViews) -> tuple[str | None, list[list[float]] | None]:
+        """How a step's views are lit: a shading of :mod:`hash3d_cuda.sds.scenes.shading` or None, and the directions
+        to the lights, B of three numbers each: the camera's place moved at random (DreamFusion's appendix A.4)."""
+        shading = self.settings.shading
+        if shading == "albedo" or step < self.settings.shading_after * self.settings.steps:
+            return None, None
+        rng = np.random.default_rng([self.settings.seed, step, LIGHT])
+        if shading == "random":
+            shading = str(rng.choice(RANDOM_SHADINGS, p=RANDOM_SHARES))
+        if shading == "albedo":
+            return None, None
+        up, around = np.radians(views.elevation), np.radians(views.azimuth)
+        places = np.stack([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)], -1)
+        places = places * np.asarray(views.radius)[:, None] + rng.standard_normal(places.shape)
+        return shading, places.tolist()
+
     def _timesteps(self, step: int, rng: np.random.Generator) -> list[int]:
         settings, last = self.settings, self.timesteps - 1
-        low, high = round(settings.t_low * last), round(settings.t_high * last)
+        low, high = (round(share * last) for share in self._range(step / max(settings.steps - 1, 1)))
         if settings.schedule == "uniform":
             return rng.integers(low, high + 1, settings.views_per_step).tolist()
         progress = step / max(settings.steps - 1, 1)
         return [round(high + (low - high) * progress)] * settings.views_per_step
+
+    def _range(self, progress: float) -> tuple[float, float]:
+        """The lowest and the highest noise level, as shares, at a share of the run."""
+        settings = self.settings
+        if settings.t_move is None or settings.schedule != "uniform":
+            return settings.t_low, settings.t_high
+        high, low, start, end = settings.t_move
+        moved = min(max((progress - start) / (end - start), 0.0), 1.0) if end > start else float(progress >= end)
+        return settings.t_low + moved * (low - settings.t_low), settings.t_high + moved * (high - settings.t_high)

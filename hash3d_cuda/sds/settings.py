@@ -20,9 +20,11 @@ from hash3d_cuda.keys import PAPER_GRIDS, Grid
 from hash3d_cuda.options import MATCHES
 from hash3d_cuda.options import WEIGHTINGS as AGGREGATIONS
 
-SCENES = ("voxels", "gaussians")
+SCENES = ("voxels", "gaussians", "mesh")
 SCHEDULES = ("annealed", "uniform")
 WEIGHTINGS = ("x0", "dreamfusion", "uniform")
+OBJECTIVES = ("sds", "refine")
+SHADINGS = ("albedo", "lambert", "textureless", "normal", "random")
 # Narrow in pose and open in timestep: under the annealed schedule no timestep comes twice, so the paper's cells of 10
 # to 30 timesteps forget a view after some steps.
 POSE_GRIDS = (Grid(5.0, 5.0, 0.5, 1000.0), Grid(7.0, 7.0, 0.5, 1000.0), Grid(10.0, 10.0, 0.5, 1000.0))
@@ -37,15 +39,32 @@ class GenerateSettings:
     Attributes:
         steps: SDS iterations.
         views_per_step: views rendered and denoised per iteration (the items of the U-Net's batch).
-        scene: ``"voxels"`` or ``"gaussians"``.
-        scene_size: grid cells per side, or number of Gaussians; None takes the scene's default.
+        scene: ``"voxels"``, ``"gaussians"`` or ``"mesh"``.
+        scene_size: grid cells per side (a mesh's: of the grid it is extracted on), or number of Gaussians; None takes
+            the scene's default.
+        latent: voxels that hold the prior's latents instead of colours (Latent-NeRF), so that no step encodes.
+        render_size: pixels per side that are rendered and then resized to what the prior takes; None: what it takes.
+        shading: ``"albedo"``, plain colours; ``"lambert"``, lit; ``"textureless"``, lit and white; ``"normal"``,
+            normals as colours; ``"random"``, one of the first three in each step, as DreamFusion does.
+        shading_after: share of the steps that come first with albedo alone.
+        geometry: False leaves the places of a mesh's vertices alone and changes its colours only.
         lr_scale: multiplies every learning rate of the scene.
         lr_end: the learning rate at the last step as a share of the first; the fall is linear.
         schedule: timesteps ``"annealed"`` from ``t_high`` to ``t_low``, or ``"uniform"`` between them.
         t_high, t_low: noise levels as shares of the diffusion schedule, 0 to 1.
         guidance_scale: classifier-free guidance; 1 is the conditioned prediction alone.
         weighting: w(t) of the gradient, see :func:`hash3d_cuda.sds.guidance.step_weight`.
+        t_move: (high, low, from, until): the range of ``"uniform"`` timesteps moves to ``high`` and ``low`` between
+            these shares of the run; None leaves it where it is.
         reference_weight: weight of the reference-view loss for pictures.
+        sds_weight: weight of the prior's loss.
+        second_weight: weight of a second prior's loss (Magic123), 0 for none; it looks at the same views.
+        second_guidance_scale: its classifier-free guidance.
+        objective: ``"sds"``, or ``"refine"``: the squared distance to pictures that the prior makes of the rendered
+            ones by a few denoising steps (DreamGaussian's second stage), starting at the schedule's timestep.
+        denoise_stride: timesteps from one denoising step to the next.
+        reuse_interval: with ``"refine"``, every so many denoising steps of a view share one cell of timesteps: one runs
+            in full and the others reuse its feature, as DeepCache does; ``eta`` and ``grids`` have no say then.
         cache: False leaves the U-Net alone.
         eta: probability of trying a retrieval per forward (the paper's eta).
         position: where the U-Net is cut; that many up-resnets still run on a hit.
@@ -65,14 +84,26 @@ class GenerateSettings:
     views_per_step: int = 2
     scene: str = "voxels"
     scene_size: int | None = None
+    latent: bool = False
+    render_size: int | None = None
+    shading: str = "albedo"
+    shading_after: float = 0.0
+    geometry: bool = True
     lr_scale: float = 1.0
     lr_end: float = 0.3
     schedule: str = "annealed"
     t_high: float = 0.98
     t_low: float = 0.30
+    t_move: tuple[float, float, float, float] | None = None
     guidance_scale: float = 2.0
     weighting: str = "x0"
     reference_weight: float = 1.0
+    sds_weight: float = 1.0
+    second_weight: float = 0.0
+    second_guidance_scale: float = 2.0
+    objective: str = "sds"
+    denoise_stride: int = 20
+    reuse_interval: int = 5
     cache: bool = True
     eta: float = 0.1
     position: int = 2
@@ -101,19 +132,45 @@ class GenerateSettings:
         self._set("position", check_int("position", self.position, 1, 64))
         self._set("seed", check_int("seed", self.seed, 0, 2**63 - 1))
         self._set("lr_scale", check_positive("lr_scale", self.lr_scale))
-        for name in ("lr_end", "t_high", "t_low", "eta"):
+        for name in ("denoise_stride", "reuse_interval"):
+            self._set(name, check_int(name, getattr(self, name), 1, 10**6))
+        if self.render_size is not None:
+            self._set("render_size", check_int("render_size", self.render_size, 8, 4096))
+        for name in ("lr_end", "t_high", "t_low", "eta", "shading_after"):
             self._set(name, check_real(name, getattr(self, name), 0.0, 1.0))
-        for name in ("guidance_scale", "reference_weight"):
+        for name in (
+            "guidance_scale", "reference_weight", "sds_weight", "second_weight", "second_guidance_scale",
+        ):  # fmt: skip
             self._set(name, check_real(name, getattr(self, name), 0.0))
         if self.t_low > self.t_high:
             fail(ValueError, "t_low", f"at most t_high={self.t_high}", self.t_low, "swap them")
-        for name, choices in (("scene", SCENES), ("schedule", SCHEDULES), ("weighting", WEIGHTINGS)):
+        for name, choices in (
+            ("scene", SCENES), ("schedule", SCHEDULES), ("weighting", WEIGHTINGS), ("objective", OBJECTIVES),
+            ("shading", SHADINGS),
+        ):  # fmt: skip
             check_choice(name, getattr(self, name), choices)
-        if not isinstance(self.cache, bool):
-            fail(TypeError, "cache", "True or False", self.cache, "pass a bool")
+        for name in ("cache", "latent", "geometry"):
+            if not isinstance(getattr(self, name), bool):
+                fail(TypeError, name, "True or False", getattr(self, name), "pass a bool")
+        self._check_stage()
         self._set("grids", as_grids(self.grids))
         self._check_cache()
         self._set("device", str(check_device("device", self.device)))
+
+    def _check_stage(self) -> None:
+        """What a recipe's stages add, and what does not go together."""
+        if self.t_move is not None:
+            expected = "four shares (high, low, from, until), each 0 to 1"
+            if isinstance(self.t_move, str) or not isinstance(self.t_move, Sequence) or len(self.t_move) != 4:
+                fail(ValueError, "t_move", expected, self.t_move, "try (0.8, 0.3, 0.05, 0.2)")
+            high, low, start, end = (check_real("t_move", value, 0.0, 1.0) for value in self.t_move)
+            if low > high or start > end:
+                fail(ValueError, "t_move", f"{expected}, low <= high and from <= until", self.t_move, "swap them")
+            self._set("t_move", (high, low, start, end))
+        if self.latent and self.scene != "voxels":
+            fail(ValueError, "latent", 'scene="voxels" with latent=True', self.scene, "leave one of them away")
+        if self.latent and (self.objective != "sds" or self.second_weight):
+            fail(ValueError, "latent", "SDS with one prior", self.objective, "leave latent away")
 
     def _check_cache(self) -> None:
         """The options that go to the cache as they are."""

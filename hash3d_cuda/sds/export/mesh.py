@@ -8,22 +8,23 @@ import numpy as np
 from torch.nn import functional as F
 
 from hash3d_cuda.sds.scenes.base import BOUND, Scene
+from hash3d_cuda.sds.scenes.isosurface import large_pieces
+from hash3d_cuda.sds.scenes.mesh import MeshScene
 
 RESOLUTION = 96
 LEVEL = 0.5
-SMALLEST = 0.01
-"""Pieces below this share of the largest piece's volume are left out."""
 
 
 def write_glb(scene: Scene, path: Path, resolution: int = RESOLUTION) -> None:
-    """Writes the surface where occupancy is one half, found by marching cubes.
+    """Writes a mesh scene's own mesh, or the surface where occupancy is one half, found by marching cubes.
 
     glTF has y up and its front towards +z; the world has z up and its front towards +x.
 
     Args:
-        scene: has an occupancy grid.
+        scene: has an occupancy grid; a latent one goes through
+            :class:`hash3d_cuda.sds.scenes.decoded.DecodedScene`.
         path: ends in ``.glb``.
-        resolution: grid points per side.
+        resolution: grid points per side; a mesh scene keeps its own.
 
     Raises:
         ValueError: nothing is dense enough for a surface.
@@ -45,8 +46,10 @@ def surface(scene: Scene, resolution: int) -> tuple[np.ndarray, np.ndarray, np.n
     and colours float [V,3] in 0..1; raises ValueError when there are none."""
     from skimage.measure import marching_cubes
 
+    if isinstance(scene, MeshScene):
+        return scene.mesh()
     occupancy, colour = scene.occupancy_grid(resolution)
-    field = large_pieces(F.pad(occupancy, (1,) * 6).cpu().numpy())
+    field = large_pieces(F.pad(occupancy, (1,) * 6).cpu().numpy(), LEVEL)
     if not (field > LEVEL).any():
         raise ValueError(
             f"nothing is dense enough for a surface (highest occupancy {field.max():.2f}, needed {LEVEL}); "
@@ -56,18 +59,6 @@ def surface(scene: Scene, resolution: int) -> tuple[np.ndarray, np.ndarray, np.n
     places = places - 1  # the rim of zeros, which closes an object that is cut off by the cube
     vertices = places * (2 * BOUND / (resolution - 1)) - BOUND
     return vertices, faces, normals, sample(colour.cpu().numpy(), places)
-
-
-def large_pieces(field: np.ndarray) -> np.ndarray:
-    """float [R,R,R] with the small separate pieces above ``LEVEL`` taken out."""
-    from skimage.measure import label
-
-    pieces = label(field > LEVEL, connectivity=1)
-    volumes = np.bincount(pieces.ravel())
-    volumes[0] = 0
-    small = volumes < SMALLEST * volumes.max()
-    small[0] = False
-    return np.where(small[pieces], np.float32(0), field)
 
 
 def sample(grid: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hash3d_cuda.sds.scenes.base import BOUND, Scene
 from hash3d_cuda.sds.scenes.gaussians import GaussianScene
+from hash3d_cuda.sds.scenes.mesh import MeshScene
 
 RESOLUTION = 64
 OCCUPIED = 0.5
@@ -18,12 +19,15 @@ SH0 = 0.28209479177387814
 
 
 def write_ply(scene: Scene, path: Path) -> None:
-    """Writes Gaussians with all their fields, other scenes as the coloured points where they are solid.
+    """Writes Gaussians with all their fields, meshes with their triangles, other scenes as the coloured points where
+    they are solid.
 
-    World axes (z up); raises OSError.
+    World axes (z up); raises OSError, and ValueError for a mesh that has shrunk to nothing.
     """
-    if isinstance(scene, GaussianScene):
+    if isinstance(scene, GaussianScene) and not scene.latent:
         path.write_bytes(gaussian_ply(scene))
+    elif isinstance(scene, MeshScene):
+        path.write_bytes(mesh_ply(scene))
     else:
         path.write_bytes(point_ply(*occupied_points(scene)))
 
@@ -49,6 +53,18 @@ def point_ply(places: np.ndarray, colours: np.ndarray) -> bytes:
         names = [*"xyz", "red", "green", "blue"]
         return header(0, [("float" if len(name) == 1 else "uchar", name) for name in names])
     return trimesh.PointCloud(places, colors=colours).export(file_type="ply")
+
+
+def mesh_ply(scene: MeshScene) -> bytes:
+    """Triangles with normals and one colour per vertex."""
+    import trimesh
+
+    vertices, faces, normals, colours = scene.mesh()
+    mesh = trimesh.Trimesh(
+        vertices=vertices, faces=faces, vertex_normals=normals,
+        vertex_colors=(colours.clip(0, 1) * 255).round().astype(np.uint8), process=False,
+    )  # fmt: skip
+    return mesh.export(file_type="ply", vertex_normal=True)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ NEAR = 0.01
 @dataclass(frozen=True)
 class Gaussians:
     """N Gaussians: float mean [N,3], scale [N,3] (standard deviations), quaternion [N,4] (unit, w first),
-    opacity [N] and colour [N,3], both in 0..1."""
+    opacity [N] in 0..1, and colour [N,C]: in 0..1, or whatever else is to be blended."""
 
     mean: Tensor
     scale: Tensor
@@ -41,12 +42,34 @@ class Gaussians:
     colour: Tensor
 
 
-def splat(gaussians: Gaussians, elevation: Tensor, azimuth: Tensor, radius: Tensor, size: int) -> Rendered:
-    """Views over white from poses float [B] each, ``size`` pixels per side."""
+def splat(
+    gaussians: Gaussians,
+    elevation: Tensor,
+    azimuth: Tensor,
+    radius: Tensor,
+    size: int,
+    background: Tensor | None = None,
+    info: dict[str, Any] | None = None,
+) -> Rendered:
+    """Views from poses float [B] each, ``size`` pixels per side.
+
+    Args:
+        gaussians: what to draw.
+        elevation, azimuth, radius: the poses.
+        size: pixels per side.
+        background: float [C]; None: white.
+        info: filled with what gsplat's densification asks for, where gsplat draws.
+    """
     view, position = world_to_camera(camera_to_world(elevation, azimuth, radius))
     if gaussians.mean.is_cuda and has_gsplat():
-        return splat_gsplat(gaussians, view, position, size)
-    return splat_torch(gaussians, view, position, size)
+        return splat_gsplat(gaussians, view, position, size, background, info)
+    return splat_torch(gaussians, view, position, size, background)
+
+
+def over(colour: Tensor, alpha: Tensor, background: Tensor | None) -> Rendered:
+    """Colour times alpha float [B,C,S,S] laid over one colour float [C], or over white."""
+    rest = 1 - alpha if background is None else (1 - alpha) * background[:, None, None]
+    return Rendered(colour + rest, alpha)
 
 
 @functools.cache
@@ -62,7 +85,14 @@ def world_to_camera(pose: Tensor) -> tuple[Tensor, Tensor]:
     return (pose[:, :, :3] * flip).transpose(1, 2), pose[:, :, 3]
 
 
-def splat_gsplat(gaussians: Gaussians, view: Tensor, position: Tensor, size: int) -> Rendered:
+def splat_gsplat(
+    gaussians: Gaussians,
+    view: Tensor,
+    position: Tensor,
+    size: int,
+    background: Tensor | None = None,
+    info: dict[str, Any] | None = None,
+) -> Rendered:
     """By gsplat's CUDA kernels; arguments as for :func:`splat_torch`."""
     from gsplat import rasterization
 
@@ -72,22 +102,26 @@ def splat_gsplat(gaussians: Gaussians, view: Tensor, position: Tensor, size: int
     matrices[:, 3, 3] = 1
     focal, middle = focal_length(size), size / 2
     lens = torch.tensor([[focal, 0, middle], [0, focal, middle], [0, 0, 1]]).to(view, non_blocking=True)
-    colour, alpha, _ = rasterization(
+    colour, alpha, meta = rasterization(
         means=gaussians.mean, quats=gaussians.quaternion, scales=gaussians.scale, opacities=gaussians.opacity,
         colors=gaussians.colour, viewmats=matrices, Ks=lens.expand(len(view), 3, 3), width=size, height=size,
         near_plane=NEAR, eps2d=LOW_PASS, packed=False,
     )  # fmt: skip
-    colour, alpha = colour.permute(0, 3, 1, 2), alpha.permute(0, 3, 1, 2)
-    return Rendered(colour + (1 - alpha), alpha)
+    if info is not None:
+        info.update(meta)
+    return over(colour.permute(0, 3, 1, 2), alpha.permute(0, 3, 1, 2), background)
 
 
-def splat_torch(gaussians: Gaussians, view: Tensor, position: Tensor, size: int) -> Rendered:
+def splat_torch(
+    gaussians: Gaussians, view: Tensor, position: Tensor, size: int, background: Tensor | None = None
+) -> Rendered:
     """By tiles in plain torch.
 
     Args:
         gaussians: what to draw.
         view, position: float [B,3,3] and [B,3] from :func:`world_to_camera`.
         size: pixels per side.
+        background: float [C]; None: white.
     """
     centre, variance, depth = project(gaussians, view, position, size)
     batch, count = depth.shape
@@ -108,10 +142,9 @@ def splat_torch(gaussians: Gaussians, view: Tensor, position: Tensor, size: int)
     packed = torch.cat([packed, nothing(packed)])
     side = -(-size // TILE)
     which, counts = touching(low.view(batch, count, 2), high.view(batch, count, 2), side)
-    views = draw(packed, which, counts, side).view(batch, side, side, TILE, TILE, 4).permute(0, 5, 1, 3, 2, 4)
-    views = views.reshape(batch, 4, side * TILE, side * TILE)[:, :, :size, :size]
-    colour, alpha = views[:, :3], views[:, 3:]
-    return Rendered(colour + (1 - alpha), alpha)
+    views = draw(packed, which, counts, side).unflatten(0, (batch, side, side)).unflatten(3, (TILE, TILE))
+    views = views.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, side * TILE, side * TILE)[:, :, :size, :size]
+    return over(views[:, :-1], views[:, -1:], background)
 
 
 def project(gaussians: Gaussians, view: Tensor, position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,19 +223,19 @@ def draw(packed: Tensor, which: Tensor, counts: Tensor, side: int) -> Tensor:
     """Composites all tiles, those with similarly long lists together, so that little is filled up.
 
     Args:
-        packed: float [B*N+1,9]: centre, inverse variance (xx, xy, yy), log-opacity, colour; the last row draws
+        packed: float [B*N+1,6+C]: centre, inverse variance (xx, xy, yy), log-opacity, colour; the last row draws
             nothing.
         which, counts: from :func:`touching`.
         side: tiles per side of a view.
 
     Returns:
-        colour times alpha, and alpha: float [T,TILE*TILE,4].
+        colour times alpha, and alpha: float [T,TILE*TILE,C+1].
     """
     first = counts.cumsum(0) - counts
     order = counts.argsort(descending=True, stable=True)
     lengths = counts[order].tolist()
     which = torch.cat([which, which.new_tensor([len(packed) - 1])])
-    empty = packed.new_zeros(len(counts), TILE**2, 4)
+    empty = packed.new_zeros(len(counts), TILE**2, packed.shape[1] - 5)
     parts, drawn, start = [], [], 0
     while start < len(lengths) and lengths[start] > 0:
         longest, end = lengths[start], start + 1
@@ -219,7 +252,7 @@ def draw(packed: Tensor, which: Tensor, counts: Tensor, side: int) -> Tensor:
 
 
 def composite(packed: Tensor, lists: Tensor, corner: Tensor) -> Tensor:
-    """All pixels of T tiles, front to back: float [T,TILE*TILE,4].
+    """All pixels of T tiles, front to back: float [T,TILE*TILE,C+1].
 
     Args:
         packed: as for :func:`draw`.

@@ -1,0 +1,68 @@
+"""The scene that a stage starts from: a new one, or what the stage before left, as it is or as a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hash3d_cuda.prior.base import Prior
+from hash3d_cuda.sds.scenes import make_scene
+from hash3d_cuda.sds.scenes.decoded import DecodedScene
+from hash3d_cuda.sds.scenes.mesh import MeshScene
+from hash3d_cuda.sds.settings import GenerateSettings
+
+
+def stage_scene(prior: Prior, settings: GenerateSettings, previous: Any = None) -> Any:
+    """The scene of a stage at its start.
+
+    Args:
+        prior: its latents are what a latent scene holds.
+        settings: of this stage.
+        previous: the scene of the stage before, or None in the first.
+
+    Raises:
+        ValueError: the stage before left nothing solid enough for a mesh.
+    """
+    device = torch.device(settings.device)
+    if settings.scene == "mesh":
+        return mesh_scene(settings, previous, device)
+    if previous is not None:
+        return previous
+    if settings.latent:
+        return latent_scene(prior, settings, device)
+    densify = {"densify": "auto"} if settings.scene == "gaussians" else {}
+    return make_scene(settings.scene, size=settings.scene_size, seed=settings.seed, device=device, **densify)
+
+
+def mesh_scene(settings: GenerateSettings, previous: Any, device: torch.device) -> MeshScene:
+    """A ball, the surface of the stage before, or its mesh with its shape free or fixed."""
+    options: dict[str, Any] = {"device": device, "geometry": settings.geometry}
+    if settings.scene_size is not None:
+        options["resolution"] = settings.scene_size
+    if previous is None:
+        return MeshScene(**options)
+    if not isinstance(previous, MeshScene):
+        return MeshScene.from_scene(previous, **options)
+    mesh = MeshScene(**{**options, "resolution": previous.resolution})
+    mesh.load_state_dict(previous.state_dict())
+    return mesh
+
+
+def latent_scene(prior: Prior, settings: GenerateSettings, device: torch.device) -> DecodedScene:
+    """A radiance grid of the prior's latents over those of white, seen through the prior's decoder."""
+    channels, side, _ = prior.latent_shape
+    scene = make_scene(
+        "voxels", size=settings.scene_size, seed=settings.seed, device=device, channels=channels, latent=True
+    )
+    with torch.no_grad():
+        white = prior.encode(torch.ones(1, 3, prior.image_size, prior.image_size, device=device))
+        scene.background.copy_(white[0].mean((-2, -1)))
+    return DecodedScene(scene, prior.decode, prior.image_size // side)
+
+
+def render_latents(scene: DecodedScene, poses: list[Tensor], side: int) -> tuple[Tensor, Tensor]:
+    """Latents float [B,C,side,side] and alphas [B,1,side,side] of a latent scene; nothing is decoded."""
+    result = scene.scene.render(*poses, side)
+    return result.image, result.alpha
