@@ -31,7 +31,7 @@ CENTRE = (25.0, 2.0)  # elevation and radius of the view that others are compare
 NOISES = ("same", "own")
 KINDS = ("raw", "centred")
 FULL = {
-    "azimuths": [40.0, 200.0], "timesteps": [100, 300, 500, 700, 900], "elevation": [-20, -10, -5, 0, 5, 10, 20],
+    "azimuths": [40.0, 200.0], "timesteps": [200, 500, 800], "elevation": [-20, -10, 0, 10, 20],
     "azimuth": [-30, -20, -10, -5, 0, 5, 10, 20, 30], "far": [45, 90, 180], "later": [10, 20, 30, 50, 100, 200],
 }  # fmt: skip
 QUICK = FULL | {
@@ -45,7 +45,7 @@ QUICK = FULL | {
 def units(context: Context) -> list[Unit]:
     """One per object: a scene is distilled, so that there are views from everywhere."""
     size = QUICK if context.quick else FULL
-    weight = 0.13 * context.steps + (8.0 if context.quick else 60.0)
+    weight = 0.13 * context.steps + (6.0 if context.quick else 20.0)
     return [
         Unit(name, measure, {"subject": name, "steps": context.steps, "offsets": size}, weight)
         for name in context.objects
@@ -180,7 +180,7 @@ def line(axis: str, offset: Any, entries: Mapping[str, Mapping[str, Any]]) -> di
 def plot(summary: dict[str, Any], path: Path) -> None:
     """Two maps over elevation and azimuth offsets, and the curve over timesteps."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
     cells = {tuple(entry["offset"]): entry for entry in summary["map"]}
     elevations = sorted({e for e, a in cells})
     azimuths = sorted({a for e, a in cells if all((other, a) in cells for other in elevations)})
