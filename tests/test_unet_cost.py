@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import pytest
 
-from hash3d_cuda.unet.configs import UNETS, find_unet
+from hash3d_cuda.unet import configs
+from hash3d_cuda.unet import cost as cost_module
+from hash3d_cuda.unet.configs import UNETS, UNetConfig, find_unet
 from hash3d_cuda.unet.cost import encoder_cost, paper_macs, unet_cost
 
 # Share of a full pass that a hit costs, by k, attention counted.
 HIT_COSTS = {
     "sd21": {1: 0.079, 2: 0.224, 3: 0.380, 4: 0.470, 5: 0.564, 6: 0.673, 7: 0.759},
     "zero123": {1: 0.066, 2: 0.185, 4: 0.414, 7: 0.730},
-    "sdxl": {1: 0.015, 2: 0.038, 5: 0.214},
+    "sdxl": {1: 0.015, 2: 0.038},
 }
-FULL = {"sd15": 402, "sd21": 402, "zero123": 88, "sdxl": 3381}
+FULL = {"sd21": 402, "zero123": 88, "sdxl": 3381}
 SHAPES = {1: (320, 64, 64), 2: (320, 64, 64), 3: (640, 64, 64), 4: (640, 32, 32), 6: (1280, 32, 32), 7: (1280, 16, 16)}
+BLOCKS = dict(
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=16, attention_head_dim=8,
+)  # fmt: skip
 PAPER = {"sd21": (678.60, 622.21), "zero123": (168.78, 154.76)}  # its tables 1 and 2
 
 
 @pytest.mark.parametrize("name", HIT_COSTS)
-def test_hit_costs(name):
+def test_full_passes_and_hits(name):
     cost = unet_cost(name, positions=tuple(HIT_COSTS[name]))
-    assert cost.r == pytest.approx(HIT_COSTS[name], abs=6e-4)
-
-
-def test_by_default_all_positions_are_counted():
-    cost = unet_cost("zero123", latent_size=8)
-    assert list(cost.r) == list(range(1, 13)) == list(cost.feature_shape)
-    assert list(cost.r.values()) == sorted(cost.r.values()) and cost.r[12] < 1
-
-
-@pytest.mark.parametrize("name", FULL)
-def test_full_passes(name):
-    cost = unet_cost(name, positions=(2,))
     assert cost.full_gmacs == pytest.approx(FULL[name], abs=0.6)
+    assert cost.r == pytest.approx(HIT_COSTS[name], abs=6e-4)
     assert cost.hit_gmacs[2] == pytest.approx(cost.r[2] * cost.full_gmacs)
-    without = unet_cost(name, attention=False, positions=(2,))
-    assert without.full_gmacs < cost.full_gmacs and without.hit_gmacs[2] <= cost.hit_gmacs[2]
+
+
+def test_by_default_all_positions_are_counted(monkeypatch):
+    small = UNetConfig(
+        "small", dict(block_out_channels=(32, 64), layers_per_block=1, **BLOCKS), latent_size=8, tokens=3
+    )
+    for module in (configs, cost_module):
+        monkeypatch.setattr(module, "UNETS", {"small": small})
+    cost = unet_cost("small")
+    assert list(cost.r) == [1, 2, 3, 4] == list(cost.feature_shape)
+    assert list(cost.r.values()) == sorted(cost.r.values()) and cost.r[4] < 1
+    assert unet_cost("small", attention=False).full_gmacs < cost.full_gmacs
 
 
 def test_without_attention_is_what_the_counter_gives_on_cpu_tensors():

@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "the same object without and with the cache: time, hit rate, quality",
     "reproduce": "the paper's tables and figures, measured anew",
     "bench": "benchmarks of the table and the hook",
+    "plan": "predict hit rate, memory and largest speed-up before a run",
     "info": "version, devices, build; what the shipped prior knows; example pictures",
     "prepare-data": "render the views that the shipped prior is trained on",
     "train-prior": "train the shipped prior",

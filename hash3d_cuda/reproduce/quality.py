@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 from torch import Tensor
@@ -14,21 +13,20 @@ DISTANCES = ("LPIPS (VGG)", "LPIPS (Alex)", "ST-LPIPS (Alex)")
 """The first that is installed is measured."""
 
 
-def scores(views: Tensor, truth: Tensor | None, subject: Subject) -> dict[str, float]:
+def scores(views: Tensor, truth: Tensor | None, subject: Subject, every: int = 1) -> dict[str, float]:
     """PSNR (dB) and SSIM against the truth, and the perceptual measures that are installed, by name.
 
     Args:
         views: float [16,3,S,S] in 0..1.
         truth: the same views of the true object, or None when none are bundled.
         subject: what the views should show.
+        every: the perceptual measures are of every so manieth view, PSNR and SSIM of all.
     """
     found: dict[str, float] = {}
     if truth is not None:
         quality = image_quality(views, truth)
         found |= {"psnr": quality["psnr"], "ssim": quality["ssim"]}
-    if importlib.util.find_spec("hash3d_cuda.perceptual") is not None:
-        found |= perceptual_scores(views, truth, subject)
-    return found
+    return found | perceptual_scores(views[::every], None if truth is None else truth[::every], subject)
 
 
 def perceptual_scores(views: Tensor, truth: Tensor | None, subject: Subject) -> dict[str, float]:

@@ -56,6 +56,7 @@ def row(results: Results, run: str, **first: Any) -> dict[str, Any]:
         "seconds": average(runs, "seconds"),
         "speed-up": average(runs, "speed_up"),
         "bound": average(runs, "bound_step"),
+        "drift": average(runs, "drift"),
         "U-Net speed-up": average(runs, "unet_speed_up"),
         "U-Net bound": average(runs, "bound_unet"),
         "hit rate": average(runs, "hit_rate"),

@@ -25,6 +25,7 @@ from hash3d_cuda.sds.settings import GenerateSettings
 
 BASELINE = "none"
 SHOWN = 4  # of the 16 evaluation views
+EVERY = 4  # perceptual scores are of every fourth view here, for they take longer than many a run
 Variants = Sequence[Mapping[str, Any]]
 
 
@@ -98,11 +99,11 @@ def figures(run: SdsRun, baseline: SdsRun) -> dict[str, Any]:
     size = run.prior.image_size
     views = render_views(run.scene, *torch.from_numpy(EVALUATION_POSES).float().unbind(-1), size)
     truth = known_truth(run.subject, size)
-    served = cache_metrics(run.served, run.cache)
+    served = cache_metrics(run.served, *run.caches)
     table = run.cache.table if run.cache is not None else None
     return {
         "settings": run.settings.as_dict(),
-        "quality": scores(views, truth, run.subject),
+        "quality": scores(views, truth, run.subject, EVERY),
         "hits": served["hits"], "misses": served["misses"], "bypasses": served["bypasses"],
         "hit_rate": served["hit_rate"], "x": served["x"],
         "table_bytes": 0 if table is None else table.nbytes,
@@ -117,7 +118,7 @@ def figures(run: SdsRun, baseline: SdsRun) -> dict[str, Any]:
 def timing(run: SdsRun, baseline: SdsRun) -> dict[str, Any]:
     """Seconds, the speed-up of the loop and of the U-Net, and what x and r allow at most."""
     (own, _), (before, _) = time_metrics(run.log), time_metrics(baseline.log)
-    served = cache_metrics(run.served, None)
+    served = cache_metrics(run.served)
     share = before["split_s"]["unet_full"] / before["total_s"]
     r, x = own["hit_cost_r"], served["x"]
     unet, unet_before = (one["split_s"]["unet_full"] + one["split_s"]["unet_hit"] for one in (own, before))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from hash3d_cuda.prior.base import Prior
 from hash3d_cuda.sds.scenes import make_scene
 from hash3d_cuda.sds.scenes.decoded import DecodedScene
-from hash3d_cuda.sds.scenes.mesh import MeshScene
+from hash3d_cuda.sds.scenes.mesh import DEFAULT_RESOLUTION, LEVEL, MeshScene
 from hash3d_cuda.sds.settings import GenerateSettings
 
 
@@ -23,7 +24,7 @@ def stage_scene(prior: Prior, settings: GenerateSettings, previous: Any = None) 
         previous: the scene of the stage before, or None in the first.
 
     Raises:
-        ValueError: the stage before left nothing solid enough for a mesh.
+        ValueError: the stage before left nothing at all to make a mesh of.
     """
     device = torch.device(settings.device)
     if settings.scene == "mesh":
@@ -44,10 +45,37 @@ def mesh_scene(settings: GenerateSettings, previous: Any, device: torch.device) 
     if previous is None:
         return MeshScene(**options)
     if not isinstance(previous, MeshScene):
-        return MeshScene.from_scene(previous, **options)
+        return MeshScene.from_scene(with_a_surface(previous, options.get("resolution")), **options)
     mesh = MeshScene(**{**options, "resolution": previous.resolution})
     mesh.load_state_dict(previous.state_dict())
     return mesh
+
+
+class Scaled:
+    """A scene for its surface only, its occupancy multiplied so that the highest is 1."""
+
+    latent = False
+
+    def __init__(self, scene: Any, factor: float):
+        self.scene, self.factor = scene, factor
+
+    def occupancy_grid(self, resolution: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`hash3d_cuda.sds.scenes.Scene.occupancy_grid`."""
+        occupancy, colour = self.scene.occupancy_grid(resolution)
+        return occupancy * self.factor, colour
+
+
+def with_a_surface(scene: Any, resolution: int | None) -> Any:
+    """The scene, or where it is nowhere half solid, one whose surface lies at half its highest occupancy.
+
+    threestudio's two-stage systems choose the level by what is there, too.
+    """
+    highest = float(scene.occupancy_grid(resolution or DEFAULT_RESOLUTION)[0].max())
+    if highest > LEVEL or highest == 0.0:
+        return scene
+    text = f"the stage before left nothing solid (highest occupancy {highest:.2g}); half of that counts as the surface"
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return Scaled(scene, 1 / highest)
 
 
 def latent_scene(prior: Prior, settings: GenerateSettings, device: torch.device) -> DecodedScene:

@@ -1,4 +1,5 @@
-"""Public U-Net configurations, as far as they differ from diffusers' defaults: enough to build one without weights."""
+"""U-Net configurations, public ones and the shipped prior's, as far as they differ from diffusers' defaults: enough to
+build one without weights."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..checks import fail
+from ..prior.model import POSE_TOKENS, UNET_CONFIG, WHAT_TOKENS
 
 _SD = dict(block_out_channels=(320, 640, 1280, 1280), layers_per_block=2)
 _SD21 = dict(**_SD, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True)
@@ -21,7 +23,7 @@ _SDXL = dict(
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """One public U-Net.
+    """One U-Net.
 
     Attributes:
         label: as people write it.
@@ -35,6 +37,11 @@ class UNetConfig:
     latent_size: int
     tokens: int = 77
 
+    @property
+    def positions(self) -> int:
+        """At how many positions it can be cut: its up-resnets."""
+        return len(self.values["block_out_channels"]) * (self.values["layers_per_block"] + 1)
+
 
 UNETS = MappingProxyType(
     {
@@ -45,6 +52,7 @@ UNETS = MappingProxyType(
             "Zero123", dict(**_SD, in_channels=8, cross_attention_dim=768, attention_head_dim=8), 32, tokens=1
         ),
         "sdxl": UNetConfig("SDXL", _SDXL, 128),
+        "shipped": UNetConfig("the shipped prior", UNET_CONFIG, UNET_CONFIG["sample_size"], WHAT_TOKENS + POSE_TOKENS),
     }
 )
 

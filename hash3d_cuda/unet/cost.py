@@ -56,7 +56,7 @@ def unet_cost(
     """Counts a U-Net's full pass and its hits.
 
     Args:
-        name: ``"sd15"``, ``"sd21"``, ``"sd21-768"``, ``"zero123"`` or ``"sdxl"``.
+        name: ``"sd15"``, ``"sd21"``, ``"sd21-768"``, ``"zero123"``, ``"sdxl"``, or ``"shipped"`` for the shipped prior.
         latent_size: side of the latents; by default what the model was trained on.
         attention: whether the products of queries with keys and of weights with values count.
         positions: only these k; by default all, which takes some seconds the first time.
@@ -71,7 +71,7 @@ def unet_cost(
     chosen = range(1, last + 1) if positions is None else [check_int("positions", k, 1, last) for k in positions]
     full = _count(name, size, None, attention)
     hits = {k: _count(name, size, k, attention) for k in chosen}
-    shapes = {k: model.feature_shape(k) for k in chosen}
+    shapes = {k: model.feature_shapes[k] for k in chosen}
     return UNetCost(name, size, full, hits, {k: hit / full for k, hit in hits.items()}, shapes)
 
 
@@ -121,24 +121,31 @@ class _Model:
             self.timestep = torch.empty(1)
             text_time = self.unet.config.addition_embed_type == "text_time"
             added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
-        self.added = added if text_time else None
+            if self.unet.config.class_embed_type is not None:
+                self.extra = {"class_labels": torch.empty(1, self.unet.config.projection_class_embeddings_input_dim)}
+            else:
+                self.extra = {"added_cond_kwargs": added if text_time else None}
 
     def head(self, split: SplitUNet) -> tuple[Tensor, tuple[Tensor, ...], Any]:
-        return split.head(self.sample, self.timestep, self.context, added_cond_kwargs=self.added)
+        return split.head(self.sample, self.timestep, self.context, **self.extra)
 
-    def feature_shape(self, position: int) -> tuple[int, int, int]:
-        """What is left of the resnet's input when the skip, which is concatenated to the feature, is taken away."""
-        split = SplitUNet(self.unet, position)
-        skip = self.head(split)[1][position - 1]
+    @functools.cached_property
+    def feature_shapes(self) -> dict[int, tuple[int, int, int]]:
+        """By position, what is left of a resnet's input when the skip, which is concatenated to the feature, is taken
+        away."""
         resnets = [resnet for block in self.unet.up_blocks for resnet in block.resnets]
-        return resnets[-position].in_channels - skip.shape[1], skip.shape[2], skip.shape[3]
+        _, skips, _ = self.head(SplitUNet(self.unet, len(resnets)))
+        return {
+            k: (resnets[-k].in_channels - skip.shape[1], skip.shape[2], skip.shape[3])
+            for k, skip in enumerate(skips, start=1)
+        }
 
     def run(self, position: int | None) -> Callable[[], object]:
         """A full pass, or a hit at ``position``, to be called."""
         if position is None:
-            return lambda: self.unet(self.sample, self.timestep, self.context, added_cond_kwargs=self.added)
+            return lambda: self.unet(self.sample, self.timestep, self.context, **self.extra)
         split = SplitUNet(self.unet, position)
-        feature = torch.empty(1, *self.feature_shape(position), device="meta")
+        feature = torch.empty(1, *self.feature_shapes[position], device="meta")
 
         def hit() -> None:
             _, skips, conditioning = self.head(split)

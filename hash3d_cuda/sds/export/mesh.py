@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch.nn import functional as F
 
+from hash3d_cuda.sds.export.points import require_colours
 from hash3d_cuda.sds.scenes.base import BOUND, Scene
 from hash3d_cuda.sds.scenes.isosurface import large_pieces
 from hash3d_cuda.sds.scenes.mesh import MeshScene
@@ -27,11 +28,12 @@ def write_glb(scene: Scene, path: Path, resolution: int = RESOLUTION) -> None:
         resolution: grid points per side; a mesh scene keeps its own.
 
     Raises:
-        ValueError: nothing is dense enough for a surface.
+        ValueError: nothing is dense enough for a surface, or the scene is latent.
         OSError: the file cannot be written.
     """
     import trimesh
 
+    require_colours(scene)
     vertices, faces, normals, colours = surface(scene, resolution)
     linear = np.concatenate([to_linear(colours), np.ones((len(colours), 1))], 1)
     mesh = trimesh.Trimesh(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hash3d_cuda.checks import fail
 from hash3d_cuda.sds.scenes.base import BOUND, Scene
 from hash3d_cuda.sds.scenes.gaussians import GaussianScene
 from hash3d_cuda.sds.scenes.mesh import MeshScene
@@ -22,14 +23,22 @@ def write_ply(scene: Scene, path: Path) -> None:
     """Writes Gaussians with all their fields, meshes with their triangles, other scenes as the coloured points where
     they are solid.
 
-    World axes (z up); raises OSError, and ValueError for a mesh that has shrunk to nothing.
+    World axes (z up); raises OSError, and ValueError for a latent scene.
     """
-    if isinstance(scene, GaussianScene) and not scene.latent:
+    require_colours(scene)
+    if isinstance(scene, GaussianScene):
         path.write_bytes(gaussian_ply(scene))
-    elif isinstance(scene, MeshScene):
+    elif isinstance(scene, MeshScene) and len(scene.surface()[0]):
         path.write_bytes(mesh_ply(scene))
     else:
         path.write_bytes(point_ply(*occupied_points(scene)))
+
+
+def require_colours(scene: Scene) -> None:
+    """Raises ValueError for a latent scene."""
+    if getattr(scene, "latent", False):
+        remedy = "wrap it: DecodedScene(scene, prior.decode, scale)"
+        fail(ValueError, "scene", "a scene in colours", f"a latent {type(scene).__name__}", remedy)
 
 
 def occupied_points(scene: Scene, resolution: int = RESOLUTION) -> tuple[np.ndarray, np.ndarray]:

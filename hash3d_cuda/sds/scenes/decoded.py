@@ -32,7 +32,7 @@ class DecodedScene(Scene):
     def __init__(self, scene: Scene, decode: Callable[[Tensor], Tensor], scale: int):
         super().__init__()
         if not scene.latent:
-            fail(ValueError, "scene", "a latent scene", scene, "a scene in colours needs no decoding")
+            fail(ValueError, "scene", "a latent scene", type(scene).__name__, "a scene in colours needs no decoding")
         self.scene, self.decode = scene, decode
         self.scale = check_int("scale", scale, 1, 64)
 

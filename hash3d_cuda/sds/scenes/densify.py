@@ -36,7 +36,8 @@ class GsplatStrategy:
     """Between a scene, whose optimizer is one for all, and a strategy that replaces parameters.
 
     The strategy is handed optimizers without a state; the scene's is then made anew, which loses Adam's means at each
-    refinement. Its statistics are not part of a checkpoint: a resumed run gathers them from there on.
+    refinement. Its statistics are not part of a checkpoint: a resumed run gathers them from there on. Its thresholds
+    are the attributes of ``strategy``; where it splits, it draws from torch's global generator.
     """
 
     def __init__(self) -> None:
@@ -48,8 +49,10 @@ class GsplatStrategy:
 
     def new_info(self) -> dict[str, Any]:
         """Where the next view's ``info`` goes; the last view drawn before a step counts."""
-        self.info = {}
-        return self.info
+        info: dict[str, Any] = {}
+        if torch.is_grad_enabled():
+            self.info = info
+        return info
 
     def before_backward(self) -> None:
         """Keeps the gradient of the projected means."""
@@ -74,7 +77,7 @@ class GsplatStrategy:
         return any(getattr(scene, name) is not value for name, value in before.items())
 
     def set_times(self, steps: int) -> None:
-        """Spreads the refinements over a run of ``steps``; opacities are reset once, half-way."""
+        """Spreads the refinements over a run of ``steps``; from half-way on, Gaussians that are too large go."""
         strategy = self.strategy
         strategy.refine_start_iter, strategy.refine_stop_iter = round(FROM * steps), round(UNTIL * steps)
         strategy.refine_every = max(round((UNTIL - FROM) * steps / TIMES), 1)

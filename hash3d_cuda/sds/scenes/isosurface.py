@@ -82,10 +82,10 @@ def edges_of(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Where four faces meet at an edge they are paired in the order of their numbers.
     """
     both = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-    face = np.repeat(np.arange(len(faces)), 3)
-    order = np.lexsort((face, both[:, 1], both[:, 0]))
-    both, face = both[order], face[order]
-    first, count = np.unique(both, axis=0, return_index=True, return_counts=True)[1:]
+    name = both[:, 0] * (faces.max(initial=0) + 1) + both[:, 1]
+    order = np.argsort(name, kind="stable")
+    both, face = both[order], np.repeat(np.arange(len(faces)), 3)[order]
+    first, count = np.unique(name[order], return_index=True, return_counts=True)[1:]
     pairs = np.concatenate([first[count >= 2], first[count >= 4] + 2])
     return both[pairs], np.stack([face[pairs], face[pairs + 1]], 1)
 
@@ -114,6 +114,14 @@ def large_pieces(field: np.ndarray, level: float) -> np.ndarray:
     small = volumes < SMALLEST * volumes.max()
     small[0] = False
     return np.where(small[pieces], np.float32(0), field)
+
+
+def without_cavities(field: np.ndarray, level: float) -> np.ndarray:
+    """float [R,R,R] with what is below ``level`` and walled in, where no view can look, made 1: splats are shells."""
+    from scipy.ndimage import binary_fill_holes
+
+    solid = field > level
+    return np.where(binary_fill_holes(solid) & ~solid, np.float32(1), field)
 
 
 def distance_field(occupancy: np.ndarray, level: float) -> np.ndarray:

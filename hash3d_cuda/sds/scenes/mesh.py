@@ -16,7 +16,14 @@ from torch.nn import functional as F
 
 from hash3d_cuda.checks import check_choice, check_device, check_int, fail
 from hash3d_cuda.sds.scenes.base import BOUND, Rendered, Scene
-from hash3d_cuda.sds.scenes.isosurface import Topology, distance_field, find_topology, large_pieces, place_vertices
+from hash3d_cuda.sds.scenes.isosurface import (
+    Topology,
+    distance_field,
+    find_topology,
+    large_pieces,
+    place_vertices,
+    without_cavities,
+)
 from hash3d_cuda.sds.scenes.raster import RASTERISERS, rasterise
 from hash3d_cuda.sds.scenes.shading import check_shading, light_or_camera, shade, unit
 from hash3d_cuda.sds.scenes.voxels import stretch, stretch_matrix
@@ -85,7 +92,13 @@ class MeshScene(Scene):
             ValueError: nothing is dense enough for a surface, or the scene is latent.
         """
         if scene.latent:
-            fail(ValueError, "scene", "a scene in colours", scene, "wrap it: DecodedScene(scene, prior.decode)")
+            fail(
+                ValueError,
+                "scene",
+                "a scene in colours",
+                f"a latent {type(scene).__name__}",
+                "wrap it: DecodedScene(scene, prior.decode, scale)",
+            )
         if device is None:
             device = next(scene.parameters()).device
         mesh = cls(resolution, device, geometry, rasteriser)
@@ -96,7 +109,7 @@ class MeshScene(Scene):
                 f"scene: expected an object whose occupancy passes {LEVEL}, got at most {solid.max():.2f}; "
                 "train it for more steps first"
             )
-        field = distance_field(np.pad(solid, 1), LEVEL)[1:-1, 1:-1, 1:-1]
+        field = distance_field(np.pad(without_cavities(solid, LEVEL), 1), LEVEL)[1:-1, 1:-1, 1:-1]
         with torch.no_grad():
             mesh.field.copy_(torch.from_numpy(field))
             mesh.colour.copy_(torch.logit(colour, eps=COLOUR_RIM))

@@ -155,16 +155,18 @@ class TorchRaster:
 
         Between a covered and an uncovered neighbour the outline lies d pixels from the covered one's centre. Past the
         half, the neighbour takes d - 1/2 of the covered one's value; before it, the covered one loses 1/2 - d of its.
+        A slanting outline crosses neighbours in rows and in columns: each counts by the square of how squarely it is
+        crossed, and the two squares add up to one, which makes the blend pass through one half where d is zero.
         """
-        covered, other, reach = self._outline()
+        covered, other, reach, weight = self._outline()
         flat = values.reshape(-1, values.shape[-1])
         share = reach - 0.5
         target = torch.where(share > 0, other, covered)
-        change = share[:, None] * flat[covered]
+        change = (weight * share)[:, None] * flat[covered]
         return flat.index_add(0, target, change).clamp(min=0).view_as(values) if len(share) else values
 
-    def _outline(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs of neighbouring pixels across the outline: int64 [P], int64 [P] and d float [P] in 0..1."""
+    def _outline(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pairs of neighbouring pixels across the outline; see :func:`crossings`."""
         front = opposite_areas(self.pixel.detach()[:, self.topology.faces]).sum(-1) > 0
         sides = front[:, self.topology.sides]
         view, edge = (sides[..., 0] != sides[..., 1]).nonzero(as_tuple=True)
@@ -240,7 +242,7 @@ def covering(
     return (face // count * size + y) * size + x, face % count, far
 
 
-def crossings(view: Tensor, ends: Tensor, covered: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+def crossings(view: Tensor, ends: Tensor, covered: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where edges cross the lines between neighbouring pixels' centres, of which one is covered and one is not.
 
     Args:
@@ -250,8 +252,8 @@ def crossings(view: Tensor, ends: Tensor, covered: Tensor, axis: int) -> tuple[T
         axis: 0 for neighbours in a row, 1 for those in a column.
 
     Returns:
-        the flat indices of the covered and of the other pixel, int64 [P] each, and how far the outermost edge is from
-        the covered one's centre, float [P] in 0..1.
+        the flat indices of the covered and of the other pixel, int64 [P] each; how far the outermost edge is from the
+        covered one's centre, float [P] in 0..1; and how squarely it crosses, float [P] in 0..1.
     """
     size = covered.shape[-1]
     along, across = ends[..., axis], ends[..., 1 - axis]
@@ -281,4 +283,6 @@ def crossings(view: Tensor, ends: Tensor, covered: Tensor, axis: int) -> tuple[T
     )
     kept = (winner & (lowest[flat] == order)).nonzero()[:, 0]
     flat, left = flat[kept], left[kept]
-    return torch.where(left, flat, flat + step), torch.where(left, flat + step, flat), reach[kept]
+    way = (ends[:, 1] - ends[:, 0])[row[differ[kept]]].square()
+    weight = way[:, 1 - axis] / way.sum(-1)
+    return torch.where(left, flat, flat + step), torch.where(left, flat + step, flat), reach[kept], weight

@@ -1,0 +1,267 @@
+"""One prediction: hit rates, memory and speed-up bounds of a cache for a run that has not been started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hash3d_cuda.checks import FEATURE_DTYPES, check_choice, check_int, check_real, fail, parse_bytes
+from hash3d_cuda.config import DEFAULT_MEMORY_BUDGET
+from hash3d_cuda.keys import PAPER_GRIDS, Grid
+from hash3d_cuda.options import TableOptions
+from hash3d_cuda.plan.ranges import ViewRanges, as_keys, settings_keys
+from hash3d_cuda.plan.simulate import Simulation, simulate
+from hash3d_cuda.unet.configs import UNETS, find_unet
+from hash3d_cuda.unet.cost import ENCODERS, UNetCost, encoder_cost, unet_cost
+
+VAES = ("none", *ENCODERS)
+UNLIMITED = "unlimited"
+PIXELS_PER_LATENT = 8  # of the KL-VAE and of TAESD
+SHIPPED = "shipped"
+
+
+@dataclass(frozen=True)
+class CacheSetting:
+    """The cache's options that decide what is predicted; see :class:`hash3d_cuda.Hash3DConfig`.
+
+    ``memory_budget`` may be ``"unlimited"``, which holds every view of the run; ``capacity``, in entries, takes its
+    place when given. ``timestep_first``: see :func:`hash3d_cuda.plan.simulate.simulate`.
+    """
+
+    eta: float = 0.1
+    position: int = 2
+    groups: int = 2
+    grids: tuple[Grid, ...] = PAPER_GRIDS
+    num_buckets: int = 100_003
+    queue_length: int = 3
+    match: str = "cell"
+    memory_budget: int | str = DEFAULT_MEMORY_BUDGET
+    capacity: int | None = None
+    azimuth_period: float | None = 360.0
+    timestep_first: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_real("eta", self.eta, 0.0, 1.0)
+        check_int("position", self.position, 1)
+        check_int("groups", self.groups, 1)
+        check_int("seed", self.seed, 0)
+        if self.memory_budget != UNLIMITED:
+            parse_bytes("memory_budget", self.memory_budget)
+
+    @property
+    def indexing(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`simulate` beside eta, capacity and seed."""
+        names = ("grids", "num_buckets", "queue_length", "match", "azimuth_period", "timestep_first")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the table.
+
+    Attributes:
+        slot: one entry.
+        fixed: chains and averages.
+        capacity: entries that there is room for.
+        allocated: bytes from the first forward on.
+        for_all: bytes that would hold every view of the run.
+    """
+
+    slot: int
+    fixed: int
+    capacity: int
+    allocated: int
+    for_all: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prediction for one run (one stage of a recipe).
+
+    Attributes:
+        title: what was planned.
+        setting: the cache's options.
+        unet: name of the U-Net whose costs and features are counted.
+        simulation: what became of every view; hit rates are its properties.
+        full_gmacs, r: of the U-Net, per row and as a share.
+        memory: of the table.
+        unet_bound, step_bound: the largest speed-ups, 1 / (1 - u x (1 - r)) with u = 1 and with u = ``unet_share``.
+        unet_share: the U-Net's share of a step without the cache.
+        best: settings that were tried beside this one, the largest step bound of each eta; see
+            :func:`hash3d_cuda.plan.search.search`.
+    """
+
+    title: str
+    setting: CacheSetting
+    unet: str
+    simulation: Simulation
+    full_gmacs: float
+    r: float
+    memory: Memory
+    unet_bound: float
+    step_bound: float
+    unet_share: float
+    best: list[Any] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        run, setting = self.simulation, asdict(self.setting)
+        setting["grids"] = [list(Grid(**grid).sizes) for grid in setting["grids"]]
+        return {
+            "title": self.title,
+            "steps": run.grid.shape[0],
+            "views_per_step": run.grid.shape[1],
+            "setting": setting,
+            "unet": self.unet,
+            "hit_rate": run.hit_rate,
+            "hit_rate_by_grid": run.by_grid,
+            "x": run.x,
+            "all_hit_steps": run.all_hit,
+            "views": {"hits": run.hits, "misses": run.misses, "bypasses": run.bypasses},
+            "coverage": {"steps": run.looks.tolist(), "share": run.coverage.tolist()},
+            "entries": {"stored": run.stored, "at_the_end": run.live},
+            "memory": asdict(self.memory),
+            "full_gmacs_per_row": self.full_gmacs,
+            "r": self.r,
+            "unet_share_of_step": self.unet_share,
+            "unet_bound": self.unet_bound,
+            "step_bound": self.step_bound,
+            "best": [candidate.as_dict() for candidate in self.best],
+        }
+
+
+def plan(
+    views: Any,
+    setting: CacheSetting | None = None,
+    *,
+    unet: str | None = None,
+    vae: str = "none",
+    other_share: float = 0.0,
+    feature_dtype: torch.dtype | None = None,
+    search: bool = False,
+    title: str = "",
+    seed: int = 0,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Plan:
+    """Predicts what the cache does for a run.
+
+    Args:
+        views: a :class:`ViewRanges`, a :class:`hash3d_cuda.sds.settings.GenerateSettings` (its views are then the
+            run's own, to the bit), or keys, float32 ``[steps, B, 4]``.
+        setting: the cache's options; by default those of the settings, or of :class:`CacheSetting`.
+        unet: one of ``UNETS``, whose costs and feature sizes count; by default the shipped prior's for settings, else
+            ``"sd21"``.
+        vae: ``"KL-VAE"`` or ``"TAESD"`` when every step encodes, at 8 pixels per latent; ``"none"``.
+        other_share: what of a step without the cache is neither U-Net nor VAE (rendering, optimizer), 0 to 1.
+        feature_dtype: of the stored features; by default float16, float32 for the shipped prior.
+        search: look for better settings under the same budget too.
+        title: for reports.
+        seed: of the views, where ``views`` is a :class:`ViewRanges`.
+        ranges: ``elevation_range`` and ``radius_range`` of another prior, where ``views`` is settings.
+
+    Raises:
+        ValueError, TypeError: naming the argument; ``memory_budget`` when it does not hold one entry.
+    """
+    is_settings = hasattr(views, "views_per_step") and not isinstance(views, ViewRanges)
+    name = find_unet(unet or (SHIPPED if is_settings else "sd21"))
+    keys = settings_keys(views, **(ranges or {})) if is_settings else run_keys(views, seed)
+    if setting is None:
+        setting = setting_of(views) if is_settings else CacheSetting()
+    check_choice("vae", vae, VAES)
+    cost = unet_cost(name, positions=(setting.position,))
+    memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
+    run = simulate(keys, setting.eta, capacity=memory.capacity, seed=setting.seed, **setting.indexing)
+    share = unet_share(cost, setting.groups, vae, other_share)
+    r = cost.r[setting.position]
+    bounds = speed_up(run.x, r, 1.0), speed_up(run.x, r, share)
+    found = Plan(title or UNETS[name].label, setting, name, run, cost.full_gmacs, r, memory, *bounds, share)
+    if search:
+        from hash3d_cuda.plan.search import search as look
+
+        found = replace(found, best=look(keys, found, feature_dtype))
+    return found
+
+
+def run_keys(views: Any, seed: int = 0) -> Tensor:
+    """Keys, float32 ``[steps, B, 4]``, from ranges or as they are."""
+    return views.keys(seed) if isinstance(views, ViewRanges) else as_keys(views)
+
+
+def setting_of(settings: Any) -> CacheSetting:
+    """The cache's options in a :class:`hash3d_cuda.sds.settings.GenerateSettings`."""
+    names = ("position", "grids", "memory_budget", "capacity", "match", "queue_length", "num_buckets", "seed")
+    values = {name: value for name in names if (value := getattr(settings, name, None)) is not None}
+    return CacheSetting(eta=settings.eta if settings.cache else 0.0, **values)
+
+
+def table_memory(setting: CacheSetting, cost: UNetCost, views: int, feature_dtype: torch.dtype | None) -> Memory:
+    """The table's memory for a U-Net's features, ``[groups, C, H, W]`` at ``setting.position``."""
+    dtype = feature_dtype or (torch.float32 if cost.name == SHIPPED else torch.float16)
+    if dtype not in FEATURE_DTYPES:
+        fail(ValueError, "feature_dtype", "float32, float16 or bfloat16", dtype, "choose one of these")
+    room: dict[str, Any] = {"capacity": setting.capacity, "memory_budget": None}
+    if setting.capacity is None:
+        unlimited = setting.memory_budget == UNLIMITED
+        room = {"capacity": views, "memory_budget": None} if unlimited else {
+            "capacity": None, "memory_budget": setting.memory_budget,
+        }  # fmt: skip
+    channels = UNETS[cost.name].values.get("out_channels", 4)
+    options = TableOptions.build(
+        (setting.groups, *cost.feature_shape[setting.position]), (channels, cost.latent_size, cost.latent_size),
+        grids=setting.grids, num_buckets=setting.num_buckets, queue_length=setting.queue_length, match=setting.match,
+        weighting="softmax", similarity_decay=0.9, initial_similarity=1.0, min_similarity=None,
+        azimuth_period=setting.azimuth_period, feature_dtype=dtype, device="cpu", **room,
+    )  # fmt: skip
+    capacity, slot, fixed = options.resolve_capacity(), options.slot_bytes, options.fixed_bytes
+    return Memory(slot, fixed, capacity, fixed + capacity * slot, fixed + views * slot)
+
+
+def unet_share(cost: UNetCost, groups: int, vae: str, other_share: float) -> float:
+    """The U-Net's share of a step without the cache, in multiply-accumulates."""
+    other_share = check_real("other_share", other_share, 0.0, 1.0)
+    unet = groups * cost.full_gmacs
+    encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
+    return (1 - other_share) * unet / (unet + encoder)
+
+
+def speed_up(x: float, r: float, share: float) -> float:
+    """Largest speed-up of a step; see :func:`hash3d_cuda.sds.compare.step_bound`."""
+    from hash3d_cuda.sds.compare import step_bound
+
+    return step_bound(x, r, share)
+
+
+def plan_recipe(
+    name: str, scale: str = "small", setting_overrides: Mapping[str, Any] | None = None, **options: Any
+) -> list[Plan]:
+    """Plans every stage of a recipe; each starts with an empty table.
+
+    Args:
+        name: of the recipe, or its file.
+        scale: ``"small"`` or ``"paper"``.
+        setting_overrides: fields of :class:`CacheSetting` that differ from the recipe's.
+        **options: as for :func:`plan`.
+
+    Raises:
+        ValueError: no such recipe, or none of its stages draws its views at random.
+    """
+    from hash3d_cuda.sds.recipes import load_recipe
+
+    recipe = load_recipe(name)
+    found = []
+    stages: Sequence[Any] = recipe.settings(scale)
+    for number, settings in enumerate(stages, 1):
+        # Refined pictures are denoised step by step from one pose: reuse in time, which needs no prediction.
+        if getattr(settings, "objective", "sds") != "sds":
+            continue
+        setting = replace(setting_of(settings), **(setting_overrides or {}))
+        title = recipe.title + (f", stage {number}" if len(stages) > 1 else "")
+        found.append(plan(settings, setting, title=title, **options))
+    if not found:
+        raise ValueError(f"recipe: no stage of {name!r} draws its views at random, so there is nothing to plan")
+    return found

@@ -1,0 +1,138 @@
+"""A plan as text, Markdown, JSON and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hash3d_cuda.plan.plan import Plan
+from hash3d_cuda.plan.simulate import BYPASS
+from hash3d_cuda.sds.outputs import write_json
+from hash3d_cuda.unet.configs import UNETS
+
+NOTES = (
+    "The table is the real one, with features of one number. All similarities are then equal, so the finest grid with "
+    "a candidate serves; with real features another may, but the hit rate is the same.",
+    "Bounds count multiply-accumulates: what the table itself and the misses' appends cost is not in them.",
+    "What reuse costs in quality is not predicted: it grows with eta and with the cells, and falls with k.",
+)
+WINDOWS = 40  # of the plotted curves
+
+
+def rows(plan: Plan) -> list[tuple[str, str]]:
+    """What and how much, for a table of two columns."""
+    run, memory, setting = plan.simulation, plan.memory, plan.setting
+    steps, batch = run.grid.shape
+    parts = [
+        (f"  from grid {index} ({', '.join(f'{size:g}' for size in grid.sizes)})", f"{share:.1%}")
+        for index, (grid, share) in enumerate(zip(setting.grids, run.by_grid, strict=True))
+    ]
+    all_hit = [("steps whose views all hit, of those tried", f"{run.all_hit:.1%}")] if batch > 1 else []
+    last = run.coverage[-1] if len(run.coverage) else float("nan")
+    return [
+        ("steps x views", f"{steps} x {batch}"),
+        ("eta", f"{setting.eta:g}"),
+        ("hit rate", f"{run.hit_rate:.1%}"),
+        *parts,
+        *all_hit,
+        ("views with a candidate at the end", f"{last:.1%}"),
+        ("x, views served from the cache", f"{run.x:.1%}"),
+        ("U-Net, position k", f"{UNETS[plan.unet].label}, {setting.position}"),
+        ("r, a hit's share of a full pass", f"{plan.r:.3f}"),
+        ("bound on the U-Net's speed-up", f"{plan.unet_bound:.3f}x"),
+        ("U-Net's share of a step", f"{plan.unet_share:.0%}"),
+        ("bound on a step's speed-up", f"{plan.step_bound:.3f}x"),
+        ("memory of one entry", size(memory.slot)),
+        ("memory of the table", f"{size(memory.allocated)}, {memory.capacity:,} entries"),
+        ("memory that holds every view", f"{size(memory.for_all)}, {steps * batch:,} entries"),
+        ("entries at the end", f"{run.live:,} of {run.stored:,} stored"),
+    ]
+
+
+BEST_HEAD = ("eta", "grids", "k", "buckets", "entries", "hit rate", "x", "U-Net bound", "step bound")
+
+
+def best_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """The settings that the search found, one per eta."""
+    return [
+        (
+            f"{one.setting.eta:g}", one.grids_name, str(one.setting.position), str(one.setting.num_buckets),
+            str(one.capacity), f"{one.hit_rate:.1%}", f"{one.x:.1%}", f"{one.unet_bound:.2f}x",
+            f"{one.step_bound:.2f}x",
+        )
+        for one in plan.best
+    ]  # fmt: skip
+
+
+def markdown(plans: Sequence[Plan]) -> str:
+    """All plans as one page."""
+    lines = ["# What the cache will do"]
+    for plan in plans:
+        lines += ["", f"## {plan.title}", "", "| | |", "|---|---|"]
+        lines += [f"| {name.strip()} | {value} |" for name, value in rows(plan)]
+        if plan.best:
+            lines += ["", "The largest step bound of each eta, under the same budget:", ""]
+            lines += [f"| {' | '.join(BEST_HEAD)} |", "|---" * len(BEST_HEAD) + "|"]
+            lines += [f"| {' | '.join(row)} |" for row in best_rows(plan)]
+    lines += ["", *(f"- {note}" for note in NOTES), ""]
+    return "\n".join(lines)
+
+
+def write(plans: Sequence[Plan], folder: Path) -> None:
+    """Writes ``plan.json``, ``plan.md`` and ``plan.png`` into ``folder``, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(as_json(plans), folder / "plan.json")
+    (folder / "plan.md").write_text(markdown(plans), encoding="utf-8")
+    plot(plans, folder / "plan.png")
+
+
+def as_json(plans: Sequence[Plan]) -> dict[str, object]:
+    """Plain values."""
+    return {"plans": [plan.as_dict() for plan in plans], "notes": list(NOTES)}
+
+
+def plot(plans: Sequence[Plan], path: Path) -> None:
+    """Hit rate by grid, coverage and x over the steps, one row of axes per plan."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2 * len(plans)), layout="constrained")
+    axes = figure.subplots(len(plans), 2, squeeze=False)
+    for plan, (left, right) in zip(plans, axes, strict=True):
+        run = plan.simulation
+        middles, shares, served = windows(run.grid, run.grids)
+        labels = [f"grid {index}: {', '.join(f'{s:g}' for s in g.sizes)}" for index, g in enumerate(plan.setting.grids)]
+        left.stackplot(middles, shares, labels=labels, alpha=0.8)
+        left.plot(run.looks, run.coverage, "k--", linewidth=1, label="views with a candidate")
+        left.set(title=f"{plan.title}: hit rate", xlabel="step", ylabel="share of tried views", ylim=(0, 1))
+        left.legend(fontsize="small", loc="upper left")
+        right.plot(middles, served, label="x")
+        right.axhline(plan.setting.eta, color="grey", linestyle=":", label="eta, the most that x can be")
+        bound = f"U-Net at most {plan.unet_bound:.2f}x, step {plan.step_bound:.2f}x"
+        right.set(title=bound, xlabel="step", ylabel="share of views served", ylim=(0, 1))
+        right.legend(fontsize="small", loc="upper left")
+    figure.savefig(path, dpi=110)
+
+
+def windows(grid: np.ndarray, grids: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Curves over the run from int8 ``[steps, B]``: middles ``[W]``, hit rate by grid ``[M, W]`` (of the tried views of
+    a window; the value before where none was tried), and x ``[W]``."""
+    pieces = np.array_split(np.arange(len(grid)), min(WINDOWS, len(grid)))
+    middles = np.array([piece.mean() for piece in pieces])
+    shares = np.zeros((grids, len(pieces)))
+    for column, piece in enumerate(pieces):
+        tried = grid[piece][grid[piece] != BYPASS]
+        if len(tried):
+            shares[:, column] = [(tried == index).mean() for index in range(grids)]
+        elif column:
+            shares[:, column] = shares[:, column - 1]
+    return middles, shares, np.array([(grid[piece] >= 0).mean() for piece in pieces])
+
+
+def size(count: int) -> str:
+    """Bytes as people write them."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count} B"
