@@ -185,18 +185,10 @@ def test_a_systems_speed_up_is_judged_at_its_own_settings_and_less_the_drift(spe
 def figures(**changed: Any) -> dict[str, Any]:
     """What a sweep says of one run."""
     names = (
-        "seconds",
-        "speed_up",
-        "bound_step",
-        "unet_speed_up",
-        "bound_unet",
-        "hit_rate",
-        "x",
-        "drift",
-        "table_seconds",
-    )
-    quality = {"psnr": 25.0, "ssim": 0.9}
-    return dict.fromkeys(names, 1.0) | {"quality": quality, "slots_bytes": 1, "table_bytes": 2, "picture": ""} | changed
+        "seconds", "speed_up", "bound_step", "unet_speed_up", "bound_unet", "hit_rate", "x", "drift", "table_seconds",
+    )  # fmt: skip
+    rest = {"quality": {"psnr": 25.0, "ssim": 0.9}, "slots_bytes": 1, "table_bytes": 2, "picture": ""}
+    return dict.fromkeys(names, 1.0) | rest | changed
 
 
 def summary_of(module: Any, context: Context) -> dict[str, Any]:

@@ -82,13 +82,12 @@ def speed_section(systems: Sequence[tuple[paper.System, Judgement]], results: Re
         '- **The paper**: "enhancing efficiency by 1.5 ~ 4x" (abstract; tables 1 and 2: claimed, and minutes without '
         'and with).',
         "- **From its own numbers**: the ratio of its MACs is the most that the U-Net can gain, and the whole step "
-        "gains less. "
-        f"{sum(s.claimed > s.bound for s, _ in systems)} of {len(systems)} claims are above it, so the rest of the "
-        f"time "
-        "saved comes from elsewhere: the released code also leaves out the baseline's VAE decoding and has other batch "
-        "sizes and resolutions ([limits](limits.md)).",
+        f"gains less. {sum(s.claimed > s.bound for s, _ in systems)} of {len(systems)} claims are above it, so the "
+        "rest of the time saved comes from elsewhere: the released code also leaves out the baseline's VAE decoding "
+        "and has other batch sizes and resolutions ([limits](limits.md)).",
         "- **Measured**: speed-up at the recipe's own settings, the bound for the share x that was served, and the "
-        "change of PSNR in dB. Drift is how much faster the second run's equal work went, which is the machine's doing: "
+        "change of PSNR in dB. Drift is how much faster the second run's equal work went, which is the machine's "
+        "doing: "
         "the verdict is on the speed-up over the drift.", "",
         "| system | claimed | minutes | MACs allow | measured | bound | PSNR | verdict |", "|---" * 8 + "|",
     ]  # fmt: skip

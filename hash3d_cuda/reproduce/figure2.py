@@ -137,11 +137,11 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
             f"Within 10 degrees of elevation and azimuth the similarity is at least {least['same noise, raw']:.3f} "
             f"(same noise) and {least['own noise, raw']:.3f} (each view its own noise, as in SDS); at {side:.0f} "
             f"degrees it is {far['raw']:.3f} (same noise), and between different objects {others[0]['raw']:.3f}.",
-            f"With the features' common mean taken away it is at least {least['same noise, centred']:.3f} (same noise) "
-            f"and {least['own noise, centred']:.3f} (own noise) within 10 degrees, {far['centred']:.3f} at "
+            f"With the features' common mean taken away it is at least {least['same noise, centred']:.3f} (same "
+            f"noise) and {least['own noise, centred']:.3f} (own noise) within 10 degrees, {far['centred']:.3f} at "
             f"{side:.0f} degrees, {others[0]['centred']:.3f} between different objects.",
-            f"Another noise alone, pose and timestep equal, lowers it to {here['raw']:.3f} "
-            f"({here['centred']:.3f} without the mean).",
+            f"Another noise alone, pose and timestep equal, lowers it to {here['raw']:.3f} ({here['centred']:.3f} "
+            "without the mean).",
             f"Position k = {POSITION}; means over {len(results)} objects, timesteps and sides. Views come from scenes "
             "distilled for this; the common mean is that of other objects' true views at the same timestep.",
         ],

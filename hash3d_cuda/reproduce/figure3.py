@@ -163,16 +163,15 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
         "rows": rows,
         "findings": [
             f"The blend of two views 5 degrees to either side scores {five['PSNR, dB']:.2f} dB (SSIM "
-            f"{five['SSIM']:.3f}) against the generated view, from {five['lowest']:.2f} to {five['highest']:.2f} dB by "
-            f"object; at 20 degrees {twenty['PSNR, dB']:.2f} dB (SSIM {twenty['SSIM']:.3f}). Showing one "
-            f"neighbour unchanged scores {five['a neighbour instead, dB']:.2f} and "
-            f"{twenty['a neighbour instead, dB']:.2f} dB.",
+            f"{five['SSIM']:.3f}) against the generated view, from {five['lowest']:.2f} to {five['highest']:.2f} dB "
+            f"by object; at 20 degrees {twenty['PSNR, dB']:.2f} dB (SSIM {twenty['SSIM']:.3f}). Showing one neighbour "
+            f"unchanged scores {five['a neighbour instead, dB']:.2f} and {twenty['a neighbour instead, dB']:.2f} dB.",
             "A DDIM step is linear in the latent and the prediction, so averaging the predictions of two views that "
-            f"start from the same noise averages their latents and does nothing else (largest difference "
+            "start from the same noise averages their latents and does nothing else (largest difference "
             f"{overlay:.1g}). The shipped prior's latents are its pictures' pixels, so one picture is laid over the "
-            f"other.",
-            f"{steps(context)} DDIM steps, guidance {GUIDANCE:g}, elevation "
-            f"{ELEVATION:g} degrees; {len(results)} objects.",
+            "other.",
+            f"{steps(context)} DDIM steps, guidance {GUIDANCE:g}, elevation {ELEVATION:g} degrees; {len(results)} "
+            "objects.",
         ],
         "by_object": {name: result["scores"] for name, result in results.items()},
         "pictures": {name: result["picture"] for name, result in results.items()},
