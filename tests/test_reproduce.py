@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
+import signal
+import time
 import types
 from pathlib import Path
 
@@ -47,6 +51,11 @@ def interrupt_at_three(context, number):
     if number == 3:
         raise KeyboardInterrupt
     return double(context, number)
+
+
+def interrupt_the_command(context, number):
+    os.kill(os.getppid(), signal.SIGINT)  # as Ctrl-C does; nobody waits for the rest of this unit
+    time.sleep(600)
 
 
 def experiment(numbers=(1, 2, 3), function=double, name="doubles"):
@@ -119,6 +128,23 @@ def test_worker_processes_give_the_same(tmp_path):
     found, failures = collect(experiment(function=break_at_three), context(tmp_path), jobs=2)
     assert found == {} and [failure.unit for failure in failures] == ["3"]
     assert sorted(calls(tmp_path)) == [1, 2]
+
+
+def test_an_interrupt_ends_the_workers(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        collect(experiment((3,), interrupt_the_command), context(tmp_path), jobs=2)
+    assert not multiprocessing.active_children() and not list((tmp_path / "units").iterdir())
+
+
+def test_a_summary_that_fails_does_not_take_the_others_along(tmp_path):
+    def write(module, results):
+        seen.append(module.ID)
+        assert module.ID != "one", "no such row"
+
+    seen = []
+    modules = [experiment(name="one"), experiment((4,), name="two")]
+    failures = runner.reproduce(modules, context(tmp_path), 1, write, quiet=True)
+    assert sorted(seen) == ["one", "two"] and [failure.unit for failure in failures] == ["one"]
 
 
 def test_units_with_one_key_are_refused(tmp_path):

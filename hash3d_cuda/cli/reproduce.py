@@ -35,6 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes of one thread each (default 2, or the cores)")
     parser.add_argument("--prior", metavar="DIR_OR_HUB_ID", help="diffusers weights instead of the shipped prior")
+    parser.add_argument("--device", default="cpu", help='"cpu" (default) or "cuda"')
+    parser.add_argument(
+        "--scale", choices=("small", "paper"), default="small", help="of the recipes: small (default) or the paper's"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
 
@@ -84,17 +88,18 @@ def carry_out(modules: list[ModuleType], context: Any, jobs: int, quiet: bool) -
 
 def make_context(options: argparse.Namespace) -> Any:
     """What all experiments share, checked before anything runs."""
-    from hash3d_cuda.checks import check_int
+    from hash3d_cuda.checks import check_device, check_int
     from hash3d_cuda.prior.load import load_prior
     from hash3d_cuda.reproduce.base import Context
 
     size = QUICK if options.quick else DEFAULT
     steps = usage(check_int, "steps", size["steps"] if options.steps is None else options.steps, 2, 10**6)
     seed = usage(check_int, "seed", options.seed, 0)
+    device = str(usage(check_device, "device", options.device))
     objects = usage(choose_objects, options.objects, size["objects"])
     if options.prior is not None:
-        load_prior(options.prior)  # a bad folder is one line now, and not one per worker later
-    return Context(options.out, options.quick, objects, steps, seed, options.prior)
+        load_prior(options.prior, device)  # a bad folder is one line now, and not one per worker later
+    return Context(options.out, options.quick, objects, steps, seed, options.prior, device, options.scale)
 
 
 def choose_objects(given: str | None, count: int) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ class Context:
         steps: SDS iterations of each run.
         seed: everything random follows from it.
         source: of the prior, for :func:`hash3d_cuda.prior.load_prior`, or a module-level function that makes one.
+        device: where prior and scenes live.
+        scale: of the recipes, ``"small"`` or ``"paper"``.
     """
 
     out: Path
@@ -49,20 +51,22 @@ class Context:
     steps: int = 200
     seed: int = 0
     source: str | Callable[[], Any] | None = None
+    device: str = "cpu"
+    scale: str = "small"
 
     @property
     def prior(self) -> Any:
         """The prior, loaded once per process. Leave its U-Net without a cache."""
-        return _prior(self.source)
+        return _prior(self.source, self.device)
 
 
 @functools.lru_cache(maxsize=1)
-def _prior(source: Any) -> Any:
+def _prior(source: Any, device: str) -> Any:
     if callable(source):
         return source()
     from hash3d_cuda.prior import load_prior
 
-    return load_prior(source)
+    return load_prior(source, device)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Unit:
             "arguments": dict(self.arguments),
             "seed": context.seed,
             "prior": getattr(context.source, "__qualname__", context.source),
+            **({} if context.device == "cpu" else {"device": context.device}),
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return f"{self.function.__name__}-{digest[:16]}.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -43,24 +43,27 @@ def units(context: Context) -> list[Unit]:
     """One per recipe and object."""
     from hash3d_cuda.sds.recipes import RECIPES
 
+    scale = {} if context.scale == "small" else {"scale": context.scale}
     return [
         Unit(
-            f"{recipe}, {name}", run_recipe, {"recipe": recipe, "subject": name, "steps": context.steps},
+            f"{recipe}, {name}", run_recipe, {"recipe": recipe, "subject": name, "steps": context.steps} | scale,
             len(CACHES) * studies.SECONDS_PER_STEP * context.steps,
         )
         for recipe in RECIPES for name in context.objects
     ]  # fmt: skip
 
 
-def run_recipe(context: Context, recipe: str, subject: str, steps: int) -> dict[str, Any]:
-    """One object by one recipe, without a cache and with it; ``{"runs": {cache: figures}}``."""
+def run_recipe(context: Context, recipe: str, subject: str, steps: int, scale: str = "small") -> dict[str, Any]:
+    """One object by one recipe, without a cache and with it; ``{"runs": {cache: figures}}``.
+
+    At the small scale stages are shortened so that most recipes take ``steps``; at the paper's they stay as they are.
+    """
     from hash3d_cuda.sds.recipes import load_recipe
 
     prior = context.prior
-    loaded = shortened(load_recipe(recipe), steps / FULL_STEPS)
+    loaded = load_recipe(recipe)
+    loaded = with_settings(loaded, lambda s: {"steps": max(round(s.steps * steps / FULL_STEPS), 2)}, scale)
     asked = resolve(prior, subject, "picture" if loaded.kind == "image" else "name")
-    if loaded.kind == "image" and asked.image is None:
-        raise ValueError(f"subject: the prior does not recognise the bundled picture of {subject!r}; choose others")
     found = {cache: run_once(context, loaded, asked, cache) for cache in CACHES}
     # One U-Net cut at one place: a run in which no step was served alone takes a hit's cost from the others.
     r = known_mean(figures["hit_cost_r"] for figures in found.values())
@@ -69,12 +72,12 @@ def run_recipe(context: Context, recipe: str, subject: str, steps: int) -> dict[
     return {"title": loaded.title, "kind": loaded.kind, "two_priors": loaded.two_priors, "runs": found}
 
 
-def shortened(recipe: Any, share: float) -> Any:
-    """The recipe at its small scale with ``share`` of each stage's steps."""
+def with_settings(recipe: Any, changes: Callable[[Any], dict[str, Any]], scale: str = "small") -> Any:
+    """The recipe whose small scale is ``scale`` with ``changes`` of each stage's settings; the paper's stays whole."""
     stages = []
-    for stage, settings in zip(recipe.stages, recipe.settings("small"), strict=True):
-        values = {**stage.scales["small"], "steps": max(round(settings.steps * share), 2)}
-        stages.append(replace(stage, scales={**stage.scales, "small": values}))
+    for stage, settings in zip(recipe.stages, recipe.settings(scale), strict=True):
+        changed = changes(settings) if scale == "small" else {}
+        stages.append(replace(stage, scales={**stage.scales, "small": {**stage.scales[scale], **changed}}))
     return replace(recipe, stages=tuple(stages))
 
 
@@ -82,9 +85,9 @@ def run_once(context: Context, recipe: Any, asked: Any, cache: str) -> dict[str,
     """One run of all stages: quality of the result, seconds and what was served, summed over stages."""
     from hash3d_cuda.sds.recipes import distil_recipe
 
-    told: dict[str, Any] = {"seed": context.seed, "cache": cache != "none"}
+    told: dict[str, Any] = {"seed": context.seed, "cache": cache != "none", "device": context.device}
     if cache == "strong":
-        recipe = strengthened(recipe)
+        recipe = with_settings(recipe, stronger)
     done = distil_recipe(recipe, context.prior, asked, "small", **told)
     times = [time_metrics(run.log)[0] for run in done["runs"]]
     served = {name: sum(run.served[name] for run in done["runs"]) for name in ("hits", "misses", "bypasses")}
@@ -104,14 +107,10 @@ def run_once(context: Context, recipe: Any, asked: Any, cache: str) -> dict[str,
     }
 
 
-def strengthened(recipe: Any) -> Any:
-    """The recipe with eta and grids under which a short run is served."""
-    stages = []
-    for stage, settings in zip(recipe.stages, recipe.settings("small"), strict=True):
-        grids = stretched(settings.grids, settings.steps * settings.views_per_step)
-        values = {**stage.scales["small"], "eta": studies.ETA, "grids": [list(grid.sizes) for grid in grids]}
-        stages.append(replace(stage, scales={**stage.scales, "small": values}))
-    return replace(recipe, stages=tuple(stages))
+def stronger(settings: Any) -> dict[str, Any]:
+    """Eta and grids under which a short run is served."""
+    grids = stretched(settings.grids, settings.steps * settings.views_per_step)
+    return {"eta": studies.ETA, "grids": [list(grid.sizes) for grid in grids]}
 
 
 def against(run: Mapping[str, Any], plain: Mapping[str, Any], r: float | None) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def against(run: Mapping[str, Any], plain: Mapping[str, Any], r: float | None) -
         "speed_up": plain["seconds"] / run["seconds"],
         "drift": plain["same_seconds"] / run["same_seconds"],
         "bound_step": 1.0 if run["x"] == 0 else None if r is None else step_bound(run["x"], r, share),
-        "psnr_change": run["quality"].get("psnr", 0.0) - plain["quality"].get("psnr", 0.0),
+        "psnr_change": run["quality"]["psnr"] - plain["quality"]["psnr"] if "psnr" in run["quality"] else None,
     }
 
 
@@ -139,7 +138,7 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
                 **{title: known_mean(run[name] for run in runs) for name, title in COLUMNS.items()},
                 "speed-up / drift": mean(run["speed_up"] / run["drift"] for run in runs),
                 "MACs, G": round(macs[cache != "none"], 2) if cache != "strong" else None,
-                **quality_cells(runs), "PSNR change, dB": mean(run["psnr_change"] for run in runs),
+                **quality_cells(runs), "PSNR change, dB": known_mean(run["psnr_change"] for run in runs),
             })  # fmt: skip
     return {"rows": rows, "findings": findings(rows)}
 
@@ -173,7 +172,8 @@ def findings(rows: list[dict[str, Any]]) -> list[str]:
             f"{TITLES[cache]}: x is {min(r['x'] for r in these):.3f} to {max(r['x'] for r in these):.3f}, the bound on "
             f"the speed-up {min(bounds):.3f} to {max(bounds):.3f}, measured (drift taken out) {min(ratios):.2f} to "
             f"{max(ratios):.2f}; "
-            f"PSNR changes by {signed(min(changes))} to {signed(max(changes))} dB, {signed(mean(changes))} on average."
+            f"PSNR changes by {signed(min(changes, default=None))} to {signed(max(changes, default=None))} dB, "
+            f"{signed(known_mean(changes))} on average."
         )
     return [
         *said,

@@ -23,7 +23,7 @@ UNITS = "units"
 
 @dataclass(frozen=True)
 class Failure:
-    """A unit that raised: what, and the error in one line."""
+    """What raised, a unit or an experiment's summary, and the error in one line."""
 
     unit: str
     error: str
@@ -57,20 +57,28 @@ def reproduce(
             results = {unit.key: stored(context, unit) for unit in units[module]}
             if all(result is not None for result in results.values()):
                 waiting.remove(module)
-                written(module, results)  # type: ignore[arg-type]
+                try:
+                    written(module, results)  # type: ignore[arg-type]
+                except Exception as error:  # the other experiments' hours are not lost for it
+                    failures.append(Failure(module.ID, told(error)))
 
+    failures: list[Failure] = []
     hand_over()
     left = {unit.file_name(context): unit for module in waiting for unit in units[module]}
     left = {name: unit for name, unit in left.items() if stored(context, unit) is None}
-    failures = []
     with progress_bar(sum(unit.weight for unit in left.values()), quiet) as advance:
         for unit, error in run_units(list(left.values()), context, jobs):
             advance(unit)
             if error is None:
                 hand_over()
             else:
-                failures.append(Failure(unit.key, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+                failures.append(Failure(unit.key, told(error)))
     return failures
+
+
+def told(error: Exception) -> str:
+    """An error as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def run_units(units: Sequence[Unit], context: Context, jobs: int) -> Iterator[tuple[Unit, Exception | None]]:

@@ -43,7 +43,8 @@ def sweep(context: Context, subject: str, kind: str, steps: int, variants: Varia
     """
     prior = context.prior
     # A table for every view of the run, so that runs with larger features don't have fewer of them.
-    base = GenerateSettings(steps=steps, capacity=steps * GenerateSettings.views_per_step, seed=context.seed)
+    views = steps * GenerateSettings.views_per_step
+    base = GenerateSettings(steps=steps, capacity=views, seed=context.seed, device=context.device)
     asked = resolve(prior, subject, kind)
     with ExitStack() as stack:
         runs = {}
@@ -72,8 +73,9 @@ def resolve(prior: Prior, name: str, kind: str) -> Subject:
     from hash3d_cuda.prior.pictures import open_picture
 
     found = prior.resolve(open_picture(example_inputs()[name]))
-    # A picture taken for another object would be scored against the wrong truth.
-    return found if found.name == name else prior.resolve(name)
+    if prior.vocabulary is not None and found.name != name:
+        raise ValueError(f"objects: the prior takes the picture of {name!r} for {found.name!r}; choose others")
+    return found
 
 
 def with_own_hooks(prior: Prior) -> Prior:
