@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.reproduce.base import Context, Unit
-from hash3d_cuda.reproduce.features import POSITION, add_noise, cached_features, cosines, other_objects
+from hash3d_cuda.reproduce.features import POSITION, add_noise, cached_features, cosines, encoded, other_objects
 from hash3d_cuda.reproduce.summary import pyplot, save
 from hash3d_cuda.sds.controls import distil
 from hash3d_cuda.sds.outputs import render_views
@@ -57,7 +57,7 @@ def measure(context: Context, subject: str, steps: int, offsets: Mapping[str, An
     noise, raw, centred}``, means over timesteps and sides."""
     prior = context.prior
     asked = prior.resolve(subject)
-    settings = GenerateSettings(steps=steps, cache=False, seed=context.seed)
+    settings = GenerateSettings(steps=steps, cache=False, seed=context.seed, device=context.device)
     scene = distil(prior, asked, settings)["run"].scene
     strangers = other_objects(prior, subject)
     found: dict[str, list[dict[str, Any]]] = {"pose": [], "time": [], "others": []}
@@ -69,8 +69,7 @@ def measure(context: Context, subject: str, steps: int, offsets: Mapping[str, An
         for azimuth in offsets["azimuths"]:
             shifts = pose_offsets(offsets)
             poses = [(CENTRE[0] + e, azimuth + a, CENTRE[1]) for e, a in shifts]
-            with torch.no_grad():
-                latents = prior.encode(render_views(scene, *torch.tensor(poses).T, prior.image_size))
+            latents = encoded(prior, render_views(scene, *torch.tensor(poses).T, prior.image_size))
             centre = shifts.index((0.0, 0.0))
             middle = (asked, [poses[centre]], latents[[centre]])
             reference = ask(*middle, timestep, "same")[0]
