@@ -35,11 +35,13 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path) -> Results:
-        """Every experiment's JSON in ``folder``; an absent folder has none.
+        """Every experiment's JSON in ``folder``.
 
         Raises:
-            ValueError: a file is damaged.
+            ValueError: there is no such folder, or a file is damaged.
         """
+        if not folder.is_dir():
+            raise ValueError(f"results: {str(folder)!r} is no folder; name one that hash3d reproduce wrote")
         found = {}
         for path in sorted(folder.glob("*.json")):
             try:

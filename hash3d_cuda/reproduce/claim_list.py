@@ -39,9 +39,8 @@ def quality_arithmetic() -> str:
     ]
     named = ", ".join(f"{system.title} ({'better' if gain(system) > 0 else 'worse'})" for system in beyond) or "none"
     return (
-        f"Differences with the standard errors that the table's own deviations give (PSNR in dB in table 1, CLIP-G/14 "
-        f"in "
-        f"table 2, as if independent): {', '.join(parts)}. Beyond two standard errors: {named}."
+        "Differences with the standard errors that the table's own deviations give (PSNR in dB in table 1, CLIP-G/14 "
+        f"in table 2, as if independent): {', '.join(parts)}. Beyond two standard errors: {named}."
     )
 
 
@@ -73,30 +72,27 @@ CLAIMS = (
         '"a large similarity score in features from views within a [-10°, 10°] range, with the value higher than 0.8" '
         "(section 3.1, figure 2)",
         f"Views in one cell of the coarsest grid are up to {max(grid.azimuth for grid in PAPER_GRIDS):.0f} degrees "
-        f"apart, beyond the range that is shown.",
+        "apart, beyond the range that is shown.",
         rules.nearby_views,
     ),
     Claim(
         "Features of adjacent timesteps are alike",
         '"features extracted from adjacent timesteps in diffusion models show a high level of similarity" (section '
-        "3.1, "
-        "cited)",
+        "3.1, cited)",
         f"One cell holds up to {max(grid.timestep for grid in PAPER_GRIDS):.0f} timesteps.",
         rules.nearby_timesteps,
     ),
     Claim(
         "Novel views for free",
         '"for angles (δ) up to 5°, novel views closely match fully generated ones", wider ones are blurrier (section '
-        "3.1, "
-        "figure 3)",
+        "3.1, figure 3)",
         "A DDIM step is linear, so averaged predictions from one noise give the average of the two latents: a blend.",
         rules.free_views,
     ),
     Claim(
         "MACs",
         f"{paper.TEXT[0]:.2f}G to {paper.TEXT[1]:.2f}G (Stable Diffusion), {paper.IMAGE[0]:.2f}G to "
-        f"{paper.IMAGE[1]:.2f}G "
-        "(Zero123) (tables 1 and 2)",
+        f"{paper.IMAGE[1]:.2f}G (Zero123) (tables 1 and 2)",
         f"At eta {paper.ETA:g} with every retrieval a hit, a hit costs r = {paper.hit_cost(paper.TEXT):.3f} and "
         f"{paper.hit_cost(paper.IMAGE):.3f} of a pass. The U-Net can then be {paper.TEXT[0] / paper.TEXT[1]:.2f} and "
         f"{paper.IMAGE[0] / paper.IMAGE[1]:.2f} times as fast at most, and nothing else gets faster.",
@@ -111,8 +107,7 @@ CLAIMS = (
     Claim(
         "Hashing against storing all features",
         "Storing all: 11 min, 8 GB, CLIP-G/14 0.661 on Zero-123 (NeRF), out of memory on DreamFusion; hashing: 7 min, "
-        "6 GB, "
-        "0.665, and 40 min, 8 GB (table 3)",
+        "6 GB, 0.665, and 40 min, 8 GB (table 3)",
         f"The difference of the scores is {paper.compared(paper.STORING_ALL, paper.HASHING, paper.OBJECTS, 3)}.",
         rules.memory,
     ),
@@ -150,16 +145,14 @@ CLAIMS = (
     Claim(
         "Both stages of the look-up are needed",
         "Without key hashing views are over-smooth, without aggregation there are moiré patterns (appendix C.1, "
-        "figure 12; by "
-        "eye)",
+        "figure 12; by eye)",
         "No number is given.",
         rules.two_stages,
     ),
     Claim(
         "Position is a trade-off",
         '"a larger layer index i ... results in reduced optimization time but slightly diminished visual quality" '
-        "(appendix "
-        "C.3, figure 14)",
+        "(appendix C.3, figure 14)",
         "Follows from the costs: the fewer layers run on a hit, the less it costs.",
         rules.position,
     ),

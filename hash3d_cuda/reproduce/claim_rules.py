@@ -34,8 +34,7 @@ def nearby_views(results: Results) -> Judgement:
     measured = (
         f"at least {same:.3f} within 10 degrees under the same noise and {own:.3f} under each view's own noise "
         f"({centred:.3f} with the features' common mean removed); {wide:.3f} at {side:.0f} degrees; {strange:.3f} "
-        f"between "
-        "different objects."
+        "between different objects."
     )
     remark = f"but views {side:.0f} degrees apart are above 0.8 too" if wide > 0.8 else ""
     return Judgement(measured, verdict(same > 0.8, own > 0.8), remark)
@@ -57,8 +56,8 @@ def free_views(results: Results) -> Judgement:
     close, low, wide = number(five, "PSNR, dB"), number(five, "lowest"), number(twenty, "PSNR, dB")
     measured = (
         f"at 5 degrees {close:.2f} dB against the generated view (the lowest object {low:.2f}), at 20 degrees "
-        f"{wide:.2f} "
-        f"dB; a neighbour shown unchanged has {number(five, 'a neighbour instead, dB'):.2f} dB at 5 degrees."
+        f"{wide:.2f} dB; a neighbour shown unchanged has {number(five, 'a neighbour instead, dB'):.2f} dB at 5 "
+        "degrees."
     )
     return Judgement(measured, verdict(low >= CLOSE, wide < close - 3), f"close means {CLOSE:.0f} dB for every object")
 
@@ -86,8 +85,7 @@ def quality_kept(results: Results) -> Judgement:
     (own, served), (strong, much) = changes["own settings"], changes["strong"]
     measured = (
         f"mean change of PSNR over the systems {own:+.2f} dB at their own settings, where {served:.1%} of the views "
-        f"are "
-        f"served, and {strong:+.2f} dB where {much:.1%} are."
+        f"are served, and {strong:+.2f} dB where {much:.1%} are."
     )
     kept, better = own >= -TOLERANCE and strong >= -TOLERANCE, max(own, strong) > TOLERANCE
     if kept:
@@ -114,9 +112,9 @@ def memory(results: Results) -> Judgement:
     needed, better = number(full, "all_gib"), number(hashed, CHANGE) - number(every, CHANGE)
     slower = number(every, "seconds in the table") - number(hashed, "seconds in the table")
     measured = (
-        f"storing all of DreamFusion's features would need {needed:.1f} GiB (computed; the card has {A5000_GIB}); here "
-        f"hashing scores {better:+.2f} dB against storing all, which takes {slower:+.2f} s longer in the table, at x "
-        f"{number(hashed, 'x'):.3f} and {number(every, 'x'):.3f}."
+        f"storing all of DreamFusion's features would need {needed:.1f} GiB (computed; the card has {A5000_GIB}); "
+        f"here hashing scores {better:+.2f} dB against storing all, which takes {slower:+.2f} s longer in the table, "
+        f"at x {number(hashed, 'x'):.3f} and {number(every, 'x'):.3f}."
     )
     return Judgement(measured, verdict(needed > A5000_GIB, slower > 0, better > -TOLERANCE))
 
@@ -134,8 +132,8 @@ def eta_time(results: Results) -> Judgement:
     (low, first), (high, last) = curve[0], curve[-1]
     measured = (
         f"from eta {low:g} to {high:g} the loop is {first['speed-up']:.3f} and {last['speed-up']:.3f} times as fast "
-        f"as without "
-        f"a cache (bounds {first['bound']:.3f} and {last['bound']:.3f}; x {first['x']:.3f} and {last['x']:.3f})."
+        f"as without a cache (bounds {first['bound']:.3f} and {last['bound']:.3f}; x {first['x']:.3f} and "
+        f"{last['x']:.3f})."
     )
     return Judgement(measured, verdict(last["speed-up"] > first["speed-up"] + 0.01))
 
@@ -174,9 +172,8 @@ def noise(results: Results) -> Judgement:
     features, cached = (results.row("figure-10", cached=name, eta=eta) for name in ("features", "noise"))
     measured = (
         f"at eta {eta:g} PSNR changes by {number(features, CHANGE):+.2f} dB with features (x "
-        f"{number(features, 'x'):.3f}) and "
-        f"{number(cached, CHANGE):+.2f} dB with noise (x {number(cached, 'x'):.3f}); the loop is "
-        f"{number(features, 'speed-up'):.3f} and {number(cached, 'speed-up'):.3f} times as fast."
+        f"{number(features, 'x'):.3f}) and {number(cached, CHANGE):+.2f} dB with noise (x {number(cached, 'x'):.3f}); "
+        f"the loop is {number(features, 'speed-up'):.3f} and {number(cached, 'speed-up'):.3f} times as fast."
     )
     worse = number(cached, CHANGE) < number(features, CHANGE) - TOLERANCE
     return Judgement(measured, verdict(worse, number(cached, "speed-up") > number(features, "speed-up")))
@@ -211,8 +208,8 @@ def two_stages(results: Results) -> Judgement:
     changes = [number(row, CHANGE) for row in (ours, keys, aggregation)]
     measured = (
         f"PSNR changes by {changes[0]:+.2f} dB (complete, x {number(ours, 'x'):.3f}), {changes[1]:+.2f} dB (no key "
-        f"hashing, x "
-        f"{number(keys, 'x'):.3f}) and {changes[2]:+.2f} dB (no aggregation, x {number(aggregation, 'x'):.3f})."
+        f"hashing, x {number(keys, 'x'):.3f}) and {changes[2]:+.2f} dB (no aggregation, x "
+        f"{number(aggregation, 'x'):.3f})."
     )
     worse = [change < changes[0] - TOLERANCE for change in changes[1:]]
     names = [name for name, bad in zip(("no key hashing", "no aggregation"), worse, strict=True) if not bad]

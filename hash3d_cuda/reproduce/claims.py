@@ -62,7 +62,7 @@ def judged_claim(claim: Claim, results: Results) -> tuple[Judgement, list[str]]:
 
 
 def judged_system(system: paper.System, results: Results) -> Judgement:
-    """Measured at the recipe's own settings, which are the paper's."""
+    """Measured at the recipe's own settings, which are the paper's; the machine's drift is divided out."""
     try:
         rows = [row for row in results.rows("tables-1-2", system=system.title) if kind_of(row) == "own settings"]
         if not rows:
@@ -72,7 +72,7 @@ def judged_system(system: paper.System, results: Results) -> Judgement:
     except Missing as missing:
         return Judgement(str(missing), NOT_RUN)
     text = f"{measured:.2f} (drift {drift:.2f}) | {bound:.3f} at x {served:.3f} | {change:+.2f}"
-    return Judgement(text, HOLDS if measured >= NEAR * system.claimed else FAILS)
+    return Judgement(text, HOLDS if measured / drift >= NEAR * system.claimed else FAILS)
 
 
 def speed_section(systems: Sequence[tuple[paper.System, Judgement]], results: Results) -> list[str]:
@@ -82,15 +82,13 @@ def speed_section(systems: Sequence[tuple[paper.System, Judgement]], results: Re
         '- **The paper**: "enhancing efficiency by 1.5 ~ 4x" (abstract; tables 1 and 2: claimed, and minutes without '
         'and with).',
         "- **From its own numbers**: the ratio of its MACs is the most that the U-Net can gain, and the whole step "
-        "gains less. "
-        f"{sum(s.claimed > s.bound for s, _ in systems)} of {len(systems)} claims are above it, so the rest of the "
-        f"time "
-        "saved comes from elsewhere: the released code also leaves out the baseline's VAE decoding and has other batch "
-        "sizes and resolutions ([limits](limits.md)).",
-        "- **Measured**: speed-up at the recipe's own settings (drift: how much faster the equal work of the second "
-        "run "
-        "went, which is the machine's doing), the bound for the share x that was served, and the change of PSNR in "
-        "dB.", "",
+        f"gains less. {sum(s.claimed > s.bound for s, _ in systems)} of {len(systems)} claims are above it, so the "
+        "rest of the time saved comes from elsewhere: the released code also leaves out the baseline's VAE decoding "
+        "and has other batch sizes and resolutions ([limits](limits.md)).",
+        "- **Measured**: speed-up at the recipe's own settings, the bound for the share x that was served, and the "
+        "change of PSNR in dB. Drift is how much faster the second run's equal work went, which is the machine's "
+        "doing: "
+        "the verdict is on the speed-up over the drift.", "",
         "| system | claimed | minutes | MACs allow | measured | bound | PSNR | verdict |", "|---" * 8 + "|",
     ]  # fmt: skip
     for system, judgement in systems:

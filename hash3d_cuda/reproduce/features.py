@@ -32,12 +32,24 @@ def cached_features(
     for start in range(0, len(poses), BATCH):
         elevation, azimuth, radius = zip(*poses[start : start + BATCH], strict=True)
         condition = prior.conditioning(subject, elevation, azimuth, radius)
-        sample = prior.model_input(noisy[start : start + BATCH], subject)
-        times = torch.full((len(sample),), timestep)
+        sample = unet_input(prior, noisy[start : start + BATCH], subject)
+        times = torch.full((len(sample),), timestep, device=sample.device)
         hidden, _, conditioning = split.head(sample, times, **condition)
         feature = split.deep(hidden, conditioning)
-        found.append(feature.unflatten(0, (prior.groups, -1)).transpose(0, 1).flatten(1).float())
+        found.append(feature.unflatten(0, (prior.groups, -1)).transpose(0, 1).flatten(1).float().cpu())
     return torch.cat(found)
+
+
+def unet_input(prior: Prior, noisy: Tensor, subject: Subject) -> Tensor:
+    """The U-Net's rows from latents float [N,...] on any device, where and as its weights are."""
+    weight = next(prior.unet.parameters())
+    return prior.model_input(noisy.to(weight.device), subject).to(weight.dtype)
+
+
+@torch.no_grad()
+def encoded(prior: Prior, images: Tensor) -> Tensor:
+    """Latents float [N,*latent_shape] on the CPU of pictures float [N,3,S,S]."""
+    return prior.encode(images.to(next(prior.unet.parameters()).device)).float().cpu()
 
 
 def add_noise(prior: Prior, latents: Tensor, timestep: int, seed: int | None, shared: bool) -> Tensor:
@@ -72,7 +84,7 @@ def other_objects(prior: Prior, except_for: str, every: int = 4) -> list[tuple[S
         images = ground_truth_views(name)[0][::4]
         images = torch.nn.functional.interpolate(images, (prior.image_size,) * 2, mode="bilinear", antialias=True)
         poses = [tuple(pose) for pose in EVALUATION_POSES[::4].tolist()]
-        found.append((prior.resolve(name), poses, prior.encode(images)))
+        found.append((prior.resolve(name), poses, encoded(prior, images)))
     if not found:
         raise ValueError("prior: figure 2 needs objects with bundled true views, and this prior knows none of them")
     return found

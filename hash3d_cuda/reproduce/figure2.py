@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.reproduce.base import Context, Unit
-from hash3d_cuda.reproduce.features import POSITION, add_noise, cached_features, cosines, other_objects
+from hash3d_cuda.reproduce.features import POSITION, add_noise, cached_features, cosines, encoded, other_objects
 from hash3d_cuda.reproduce.summary import pyplot, save
 from hash3d_cuda.sds.controls import distil
 from hash3d_cuda.sds.outputs import render_views
@@ -31,7 +31,7 @@ CENTRE = (25.0, 2.0)  # elevation and radius of the view that others are compare
 NOISES = ("same", "own")
 KINDS = ("raw", "centred")
 FULL = {
-    "azimuths": [40.0, 200.0], "timesteps": [100, 300, 500, 700, 900], "elevation": [-20, -10, -5, 0, 5, 10, 20],
+    "azimuths": [40.0, 200.0], "timesteps": [200, 500, 800], "elevation": [-20, -10, 0, 10, 20],
     "azimuth": [-30, -20, -10, -5, 0, 5, 10, 20, 30], "far": [45, 90, 180], "later": [10, 20, 30, 50, 100, 200],
 }  # fmt: skip
 QUICK = FULL | {
@@ -45,7 +45,7 @@ QUICK = FULL | {
 def units(context: Context) -> list[Unit]:
     """One per object: a scene is distilled, so that there are views from everywhere."""
     size = QUICK if context.quick else FULL
-    weight = 0.13 * context.steps + (8.0 if context.quick else 60.0)
+    weight = 0.13 * context.steps + (6.0 if context.quick else 20.0)
     return [
         Unit(name, measure, {"subject": name, "steps": context.steps, "offsets": size}, weight)
         for name in context.objects
@@ -57,7 +57,7 @@ def measure(context: Context, subject: str, steps: int, offsets: Mapping[str, An
     noise, raw, centred}``, means over timesteps and sides."""
     prior = context.prior
     asked = prior.resolve(subject)
-    settings = GenerateSettings(steps=steps, cache=False, seed=context.seed)
+    settings = GenerateSettings(steps=steps, cache=False, seed=context.seed, device=context.device)
     scene = distil(prior, asked, settings)["run"].scene
     strangers = other_objects(prior, subject)
     found: dict[str, list[dict[str, Any]]] = {"pose": [], "time": [], "others": []}
@@ -69,8 +69,7 @@ def measure(context: Context, subject: str, steps: int, offsets: Mapping[str, An
         for azimuth in offsets["azimuths"]:
             shifts = pose_offsets(offsets)
             poses = [(CENTRE[0] + e, azimuth + a, CENTRE[1]) for e, a in shifts]
-            with torch.no_grad():
-                latents = prior.encode(render_views(scene, *torch.tensor(poses).T, prior.image_size))
+            latents = encoded(prior, render_views(scene, *torch.tensor(poses).T, prior.image_size))
             centre = shifts.index((0.0, 0.0))
             middle = (asked, [poses[centre]], latents[[centre]])
             reference = ask(*middle, timestep, "same")[0]
@@ -137,11 +136,11 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
             f"Within 10 degrees of elevation and azimuth the similarity is at least {least['same noise, raw']:.3f} "
             f"(same noise) and {least['own noise, raw']:.3f} (each view its own noise, as in SDS); at {side:.0f} "
             f"degrees it is {far['raw']:.3f} (same noise), and between different objects {others[0]['raw']:.3f}.",
-            f"With the features' common mean taken away it is at least {least['same noise, centred']:.3f} (same noise) "
-            f"and {least['own noise, centred']:.3f} (own noise) within 10 degrees, {far['centred']:.3f} at "
+            f"With the features' common mean taken away it is at least {least['same noise, centred']:.3f} (same "
+            f"noise) and {least['own noise, centred']:.3f} (own noise) within 10 degrees, {far['centred']:.3f} at "
             f"{side:.0f} degrees, {others[0]['centred']:.3f} between different objects.",
-            f"Another noise alone, pose and timestep equal, lowers it to {here['raw']:.3f} "
-            f"({here['centred']:.3f} without the mean).",
+            f"Another noise alone, pose and timestep equal, lowers it to {here['raw']:.3f} ({here['centred']:.3f} "
+            "without the mean).",
             f"Position k = {POSITION}; means over {len(results)} objects, timesteps and sides. Views come from scenes "
             "distilled for this; the common mean is that of other objects' true views at the same timestep.",
         ],
@@ -180,7 +179,7 @@ def line(axis: str, offset: Any, entries: Mapping[str, Mapping[str, Any]]) -> di
 def plot(summary: dict[str, Any], path: Path) -> None:
     """Two maps over elevation and azimuth offsets, and the curve over timesteps."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
     cells = {tuple(entry["offset"]): entry for entry in summary["map"]}
     elevations = sorted({e for e, a in cells})
     azimuths = sorted({a for e, a in cells if all((other, a) in cells for other in elevations)})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.reproduce.base import Context, Unit
+from hash3d_cuda.reproduce.features import unet_input
 from hash3d_cuda.reproduce.summary import pyplot, save
 from hash3d_cuda.reproduce.sweep import open_picture_row, picture
 from hash3d_cuda.sds.guidance import predicted_clean
@@ -83,8 +84,9 @@ def generate(
     condition = prior.conditioning(subject, elevation, azimuth, radius)
     latents, saved = start.expand(len(poses), -1, -1, -1), []
     for signal, after, timestep in schedule(prior, steps):
-        sample = prior.model_input(latents, subject)
-        output = prior.unet(sample, torch.full((len(sample),), timestep), **condition).sample
+        sample = unet_input(prior, latents, subject)
+        times = torch.full((len(sample),), timestep, device=sample.device)
+        output = prior.unet(sample, times, **condition).sample.float().cpu()
         conditioned, plain = output.chunk(prior.groups)[:2]
         guided = plain + GUIDANCE * (conditioned - plain)
         clean = predicted_clean(prior.prediction_type, guided, latents, signal)
@@ -119,7 +121,7 @@ def moved(latents: Tensor, noise: Tensor, signal: Tensor, after: Tensor) -> Tens
 @torch.no_grad()
 def decoded(prior: Prior, latents: Tensor) -> Tensor:
     """Pictures float [N,3,S,S] in 0..1."""
-    return prior.decode(latents).clamp(0, 1).float().cpu()
+    return prior.decode(latents.to(next(prior.unet.parameters()).device)).clamp(0, 1).float().cpu()
 
 
 def compared(full: Tensor, blend: Tensor, sides: Sequence[Tensor]) -> dict[str, float]:
@@ -163,16 +165,15 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
         "rows": rows,
         "findings": [
             f"The blend of two views 5 degrees to either side scores {five['PSNR, dB']:.2f} dB (SSIM "
-            f"{five['SSIM']:.3f}) against the generated view, from {five['lowest']:.2f} to {five['highest']:.2f} dB by "
-            f"object; at 20 degrees {twenty['PSNR, dB']:.2f} dB (SSIM {twenty['SSIM']:.3f}). Showing one "
-            f"neighbour unchanged scores {five['a neighbour instead, dB']:.2f} and "
-            f"{twenty['a neighbour instead, dB']:.2f} dB.",
+            f"{five['SSIM']:.3f}) against the generated view, from {five['lowest']:.2f} to {five['highest']:.2f} dB "
+            f"by object; at 20 degrees {twenty['PSNR, dB']:.2f} dB (SSIM {twenty['SSIM']:.3f}). Showing one neighbour "
+            f"unchanged scores {five['a neighbour instead, dB']:.2f} and {twenty['a neighbour instead, dB']:.2f} dB.",
             "A DDIM step is linear in the latent and the prediction, so averaging the predictions of two views that "
-            f"start from the same noise averages their latents and does nothing else (largest difference "
+            "start from the same noise averages their latents and does nothing else (largest difference "
             f"{overlay:.1g}). The shipped prior's latents are its pictures' pixels, so one picture is laid over the "
-            f"other.",
-            f"{steps(context)} DDIM steps, guidance {GUIDANCE:g}, elevation "
-            f"{ELEVATION:g} degrees; {len(results)} objects.",
+            "other.",
+            f"{steps(context)} DDIM steps, guidance {GUIDANCE:g}, elevation {ELEVATION:g} degrees; {len(results)} "
+            "objects.",
         ],
         "by_object": {name: result["scores"] for name, result in results.items()},
         "pictures": {name: result["picture"] for name, result in results.items()},
