@@ -21,6 +21,11 @@ class Same:
     def __init__(self, value: Any) -> None:
         self._value = value
 
+    @property
+    def kind(self) -> str:
+        """The object's class: all that another process can compare."""
+        return f"{type(self._value).__module__}.{type(self._value).__qualname__}"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other._value is self._value
 
@@ -53,6 +58,17 @@ class ModelState:
     def fingerprint(self, call: UNetCall) -> Hashable:
         """Returns a hashable value, equal for two calls only if the state they ran in looked the same."""
         return (self._model(), _inputs(call))
+
+    def weights(self) -> Hashable:
+        """Equal at two moments only if nothing was exchanged or written to in between."""
+        return self._watch.state()
+
+    @staticmethod
+    def without_weights(fingerprint: Any, weights: Hashable) -> Hashable | None:
+        """``fingerprint`` without what :meth:`weights` was, which another process cannot know; None when that was not
+        ``weights``."""
+        (training, found, *rest), inputs = fingerprint
+        return (training, *rest, inputs) if found == weights else None
 
     def wants_gradients(self) -> bool:
         """Whether some weight requires a gradient."""

@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 FOLDER = "checkpoint"
-FORMAT = 1
+CACHE = "cache.safetensors"
+FORMAT = 2
 
 
 @dataclass
 class Checkpoint:
-    """What was read back: JSON-like ``about``, ``tensors`` by dotted name, and the table's file or None."""
+    """What was read back: JSON-like ``about``, ``tensors`` by dotted name, and the cache's file or None."""
 
     about: dict[str, Any]
     tensors: dict[str, Tensor]
-    table: Path | None
+    cache: Path | None
 
 
 def save_checkpoint(
-    run_folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], table: Any = None
+    run_folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], cache: Any = None
 ) -> None:
     """Replaces the checkpoint in ``run_folder``; on any failure the one before stays as it was.
 
@@ -35,7 +36,7 @@ def save_checkpoint(
         run_folder: the run's ``--out``.
         about: JSON values.
         tensors: saved as safetensors.
-        table: a ``HashTable`` to save beside them, or None.
+        cache: a ``Hash3DCache`` to save beside them, or None.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -48,8 +49,8 @@ def save_checkpoint(
         new.mkdir(parents=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, new / "state.safetensors")
-        if table is not None:
-            table.save(new / "table.safetensors")
+        if cache is not None:
+            cache.save(new / CACHE)
         (new / "state.json").write_text(json.dumps({"format": FORMAT, **about}))
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
@@ -93,8 +94,8 @@ def load_checkpoint(run_folder: Path) -> Checkpoint:
         tensors = load_file(path / "state.safetensors")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"resume: {str(path)!r} is damaged ({error}); start over with --force") from None
-    table = path / "table.safetensors"
-    return Checkpoint(about, tensors, table if table.is_file() else None)
+    cache = path / CACHE
+    return Checkpoint(about, tensors, cache if cache.is_file() else None)
 
 
 def remove_checkpoint(run_folder: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from hash3d_cuda.prior.base import Prior, Subject
-from hash3d_cuda.sds.cache_state import cache_state, restore_cache
 from hash3d_cuda.sds.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from hash3d_cuda.sds.finite import LossWatch
 from hash3d_cuda.sds.guidance import Guidance
@@ -94,7 +93,7 @@ class SdsRun:
         self.step += 1
         return loss.detach()
 
-    def save(self, folder: Path, with_table: bool = True) -> None:
+    def save(self, folder: Path, with_cache: bool = True) -> None:
         """Writes everything that :meth:`restore` needs; raises OSError."""
         optimizer, groups = pack_optimizer(self.optimizer)
         self.time.collect(wait=True)
@@ -103,12 +102,9 @@ class SdsRun:
         tensors["log"] = torch.from_numpy(self.log.array())
         about = {
             "subject": self.subject.label, "step": self.step, "settings": self.settings.as_dict(),
-            "optimizer": groups, "served": self.served, "cache": None, "note": self.note,
+            "optimizer": groups, "served": self.served, "note": self.note,
         }  # fmt: skip
-        table = None
-        if self.cache is not None and with_table:
-            about["cache"], table = cache_state(self.cache), self.cache.table
-        save_checkpoint(folder, about, tensors, table)
+        save_checkpoint(folder, about, tensors, self.cache if with_cache else None)
 
     def restore(self, folder: Path) -> None:
         """Goes on from the checkpoint in ``folder``; raises ValueError when it belongs to another run."""
@@ -119,8 +115,8 @@ class SdsRun:
         unpack_optimizer(self.optimizer, part(saved.tensors, "optimizer."), saved.about["optimizer"])
         self.log.rows = np.asarray(saved.tensors["log"]).tolist()
         self.step, self.served = saved.about["step"], saved.about["served"]
-        if self.cache is not None and saved.about["cache"] is not None:
-            restore_cache(self.cache, saved.about["cache"], saved.table)
+        if self.cache is not None and saved.cache is not None:
+            self.cache.load(saved.cache, device=self.device)
 
     def _render(self, views: StepViews) -> tuple[Tensor, Tensor]:
         """Images [B,3,S,S] and alphas [B,1,S,S] of the step's views; a picture's own pose comes last."""
