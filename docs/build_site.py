@@ -1,8 +1,8 @@
 """Hooks of mkdocs.yml: pages are written to be read in the repository; here their links are made to work on the site.
 
 The home page is the README with the list of pages after it. A file outside docs/ that a page links to is copied to the
-site, under its path in the repository; if it is Markdown it becomes a page. A new page in docs/ needs no entry: it appears
-under "More" until its name stands in ``SECTIONS``.
+site, under its path in the repository; if it is Markdown it becomes a page. A new page in docs/ needs no entry: it
+appears under "More" until its name stands in ``SECTIONS``.
 """
 
 from __future__ import annotations
