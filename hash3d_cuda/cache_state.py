@@ -4,8 +4,8 @@ Within a process entries are filed under the condition id and a fingerprint of t
 identity. Another process can only compare what they look like: on loading, all weights must have the names, shapes and
 dtypes that they had on saving, and the same numbers at up to 64 places each. Tables of weights that had changed before
 the save are left out: nothing could have found their entries any more. A loaded table waits under its condition id and
-the rest of the fingerprint (kinds of attention processors, scales of LoRA layers and IP-Adapters, FreeU, which inputs
-there are) for a forward that has both.
+the rest of the fingerprint (classes and attributes of attention processors, scales of LoRA layers and IP-Adapters,
+FreeU, which inputs there are) for a forward that has both.
 
 As long as numbers are finite, decisions are those of a run that was not interrupted. Of an entry with a NaN in it, a
 loaded cache on a GPU knows at once; the interrupted one would have heard of it a little later.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping
@@ -42,6 +43,10 @@ _ABOUT = {
     "format", "options", "weights", "coin", "counts", "rejected", "host_syncs", "signature", "relearn", "layout",
     "names",
 }  # fmt: skip
+_LEFT_OUT = (
+    "hash3d: a table is left out of the saved state: its entries depend on an object, such as an attention processor, "
+    "with attributes that another process cannot compare"
+)
 _PLACES = 64  # of each weight that are compared
 _FORMATS = {str(kind): kind for kind in (torch.contiguous_format, torch.channels_last)}
 
@@ -167,11 +172,17 @@ def _follow(cache: Hash3DCache, name: str) -> nn.Module:
 def _portable_tables(store: TableStore, state: ModelState) -> dict[str, TrackedTable]:
     """The tables whose entries can still be found, by name, the one used last at the end."""
     weights, named = state.weights(), OrderedDict[str, TrackedTable]()
+    condition: Any
     for condition, table in store._tables.items():
         if isinstance(condition, str):  # it waits since the last load
             name = condition if isinstance(store, ResumedStore) and store._weights == weights else None
         else:
-            name = _name(condition, weights)
+            _plain("condition", condition[0])  # the user's own, so that is worth an error
+            try:
+                name = _name(condition, weights)
+            except TypeError:
+                name = None
+                warnings.warn(_LEFT_OUT, RuntimeWarning, stacklevel=4)
         if name is not None:
             named[name] = table
     return named
@@ -192,8 +203,10 @@ def _plain(name: str, value: Any) -> Any:
         return [_plain(name, part) for part in value]
     if isinstance(value, (torch.dtype, torch.device)):
         return {type(value).__name__: str(value).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {"items": {str(key): _plain(name, part) for key, part in value.items()}}
     if isinstance(value, Same):
-        return {"object": value.kind}
+        return {"object": _plain(name, value.portable())}
     expected = "an id made of strings, numbers, None and tuples of these, which another process can compare"
     fail(TypeError, name, expected, value, "pass such an id to views() in a run that is saved")
 

@@ -21,10 +21,12 @@ class Same:
     def __init__(self, value: Any) -> None:
         self._value = value
 
-    @property
-    def kind(self) -> str:
-        """The object's class: all that another process can compare."""
-        return f"{type(self._value).__module__}.{type(self._value).__qualname__}"
+    def portable(self) -> dict[str, Any]:
+        """What another process can compare: the object's class and its public attributes. Weights are not among these;
+        raises TypeError for an object without attributes of its own."""
+        kind = f"{type(self._value).__module__}.{type(self._value).__qualname__}"
+        told = {name: value for name, value in vars(self._value).items() if not name.startswith("_")}
+        return {"class": kind, **told}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other._value is self._value

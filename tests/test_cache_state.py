@@ -65,7 +65,6 @@ CASES: list[dict[str, Any]] = [
     {},
     {"max_conditions": 2},
     {"mode": "noise"},
-    {"min_similarity": -1.0},
     {"feature_dtype": torch.bfloat16},
 ]
 
@@ -189,6 +188,33 @@ def test_another_condition_or_state_of_the_model_is_not_served(monkeypatch):
     same.cache.load_state_dict(state)
     same.step = 5
     assert set(same.run(1)[0][0]) == {"hit"}, "the last step's own views"
+
+
+def with_processor(**attributes: Any) -> Loop:
+    """A loop whose first attention has a processor with such attributes."""
+    loop = Loop(eta=1.0)
+    attention = next(module for module in loop.unet.modules() if hasattr(module, "processor"))
+    vars(attention.processor).update(attributes)
+    return loop
+
+
+def test_attributes_of_processors_are_compared():
+    loop = with_processor(strength=0.5)
+    loop.run(6)
+    state = loop.cache.state_dict()
+    for strength, kind in ((0.5, "hit"), (0.7, "miss")):
+        resumed = with_processor(strength=strength)
+        resumed.cache.load_state_dict(state)
+        resumed.step = 5
+        assert set(resumed.run(1)[0][0]) == {kind}
+
+
+def test_what_cannot_be_compared_is_left_out():
+    loop = with_processor(mask=torch.ones(3))
+    loop.run(2)
+    with pytest.warns(RuntimeWarning, match="left out"):
+        state = loop.cache.state_dict()
+    assert state["about"]["names"] == []
 
 
 @pytest.mark.parametrize(
