@@ -54,8 +54,8 @@ class Hash3DConfig:
         strict: refuse poses and timesteps that lie on a GPU, instead of copying them (``stats().host_syncs``).
         compile: compile head, deep and tail with ``torch.compile(fullgraph=True)``; a dict is handed to it.
         feature_dtype: of the stored features; None keeps the feature's own, which makes a repeat exact.
-        grids, num_buckets, queue_length, match, weighting, similarity_decay, initial_similarity, min_similarity,
-        azimuth_period: as in :class:`hash3d_cuda.HashTable`.
+        grids: as in :class:`hash3d_cuda.HashTable`, like num_buckets, queue_length, match, weighting, similarity_decay,
+            initial_similarity, min_similarity and azimuth_period.
 
     Raises:
         TypeError, ValueError: naming the option, what was expected, what came, and the remedy.

@@ -21,6 +21,13 @@ class Same:
     def __init__(self, value: Any) -> None:
         self._value = value
 
+    def portable(self) -> dict[str, Any]:
+        """What another process can compare: the object's class and its public attributes. Weights are not among these;
+        raises TypeError for an object without attributes of its own."""
+        kind = f"{type(self._value).__module__}.{type(self._value).__qualname__}"
+        told = {name: value for name, value in vars(self._value).items() if not name.startswith("_")}
+        return {"class": kind, **told}
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other._value is self._value
 
@@ -53,6 +60,17 @@ class ModelState:
     def fingerprint(self, call: UNetCall) -> Hashable:
         """Returns a hashable value, equal for two calls only if the state they ran in looked the same."""
         return (self._model(), _inputs(call))
+
+    def weights(self) -> Hashable:
+        """Equal at two moments only if nothing was exchanged or written to in between."""
+        return self._watch.state()
+
+    @staticmethod
+    def without_weights(fingerprint: Any, weights: Hashable) -> Hashable | None:
+        """``fingerprint`` without what :meth:`weights` was, which another process cannot know; None when that was not
+        ``weights``."""
+        (training, found, *rest), inputs = fingerprint
+        return (training, *rest, inputs) if found == weights else None
 
     def wants_gradients(self) -> bool:
         """Whether some weight requires a gradient."""

@@ -7,11 +7,12 @@ foreign code in the way, ...) goes to the U-Net's own forward, so that the answe
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +21,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import cache_state
 from .cached import CachedForward
 from .checks import FEATURE_DTYPES, fail
 from .config import Hash3DConfig
@@ -150,6 +152,11 @@ class Hash3DCache:
         """The table, that of the last condition when there are several; None before the first forward."""
         return None if self._cached.store is None else self._cached.store.current
 
+    @property
+    def tables(self) -> list[HashTable]:
+        """The tables of all conditions that are remembered, the one used last at the end."""
+        return [] if self._cached.store is None else self._cached.store.tables
+
     def stats(self) -> CacheStats:
         """The counters; see :class:`CacheStats`. How many a table on a GPU rejected is known there, and waited for;
         inside a loop use :meth:`served`."""
@@ -174,6 +181,43 @@ class Hash3DCache:
     def _counted(self, wait: bool) -> Counter[str]:
         """Items by what became of them, also those that only the device has counted."""
         return self._counts + Counter({} if self._device is None else self._device.counts(wait))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later process needs to go on with the same decisions: coin, counters, tables and what
+        their entries belong to. Plain values and CPU tensors, so that it goes into any checkpoint and comes back
+        through ``torch.load(weights_only=True)``. Waits for a GPU, and takes host memory for one copy of the live
+        entries; see :mod:`hash3d_cuda.cache_state`.
+
+        Raises:
+            TypeError: a condition id is made of other things than strings, numbers, None and tuples of these.
+            RuntimeError: the cache was removed.
+        """
+        return cache_state.collect(self)
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str | None = None) -> None:
+        """Goes on from :meth:`state_dict`; what the cache held is forgotten. Load the U-Net's weights first.
+
+        Args:
+            state: it is not changed.
+            device: where to put the tables; None is the device they were on.
+
+        Raises:
+            ValueError: the state is damaged, or of other options or weights; then the cache stays as it was.
+            RuntimeError: the cache was removed.
+        """
+        cache_state.restore(self, state, device)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes :meth:`state_dict` to ``path``: one safetensors file, atomically, with checksums and without pickle.
+
+        Raises:
+            OSError: it cannot be written; what was there stays. Further as :meth:`state_dict`.
+        """
+        cache_state.save(self, path)
+
+    def load(self, path: str | os.PathLike[str], device: torch.device | str | None = None) -> None:
+        """Goes on from a file that :meth:`save` wrote; see :meth:`load_state_dict`."""
+        cache_state.load(self, path, device)
 
     def clear(self) -> None:
         """Forgets every entry. The coin goes on, the counters stay, and the next forward may have another shape."""

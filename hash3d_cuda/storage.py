@@ -34,9 +34,9 @@ from torch import Tensor
 from .checks import fail
 from .options import TableOptions
 
-FORMAT = "hash3d_cuda.table"
 VERSION = "1"
-_NAMES = ("serials", "keys", "latents", "features", "member", "similarity", "counters")
+_WRITERS = {"table": "HashTable.save", "cache": "Hash3DCache.save"}
+NAMES = ("serials", "keys", "latents", "features", "member", "similarity", "counters")
 
 Table = TypeVar("Table")
 
@@ -52,25 +52,38 @@ def save(table: Any, path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written (folder missing or read-only, a device in its place, disk full...); what was
             there stays.
     """
+    state = {name: tensor.contiguous() for name, tensor in table._state_dict().items()}
+    text = json.dumps(options_record(table.options, table.capacity))
+    write(path, "table", text, state)
+
+
+def write(path: str | os.PathLike[str], kind: str, text: str, tensors: dict[str, Tensor]) -> None:
+    """Writes a file of one ``kind``: contiguous CPU ``tensors``, ``text``, checksums of both. Raises as ``save``."""
     _check_path(path)
     target = Path(os.path.realpath(os.fsdecode(path)))
     temporary = target.with_name(f".hash3d-{secrets.token_hex(8)}.tmp")
+    where = f"cannot write the {kind} to {os.fsdecode(path)}"
     if target.exists() and not (
         target.is_file() or target.is_dir()
     ):  # a device or a pipe would be replaced, not written to
-        raise OSError(f"cannot write the table to {os.fsdecode(path)}: there is something that is not a regular file")
-    state = {name: tensor.contiguous() for name, tensor in table._state_dict().items()}
+        raise OSError(f"{where}: there is something that is not a regular file")
+    metadata = {
+        "format": f"hash3d_cuda.{kind}",
+        "version": VERSION,
+        "options": text,
+        "checksums": json.dumps(_sums(text, tensors)),
+    }
     try:
         with open(temporary, "wb") as file:
             mode = os.fstat(file.fileno()).st_mode  # what a new file gets here; save_file makes its own private
-        save_file(state, temporary, metadata=_metadata(table, state))
+        save_file(tensors, temporary, metadata=metadata)
         os.chmod(temporary, mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write the table to {os.fsdecode(path)}: {_reason(error)}") from error
+        raise OSError(f"{where}: {_reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -88,27 +101,41 @@ def load(cls: type[Table], path: str | os.PathLike[str], device: torch.device | 
         OSError: the file cannot be opened.
         ValueError: it is truncated, corrupt, inconsistent or no table; the message says what is wrong.
     """
+    text, state = read(path, "table")
+    if set(state) != set(NAMES):
+        _refuse(path, f"it holds {sorted(state)}, not {sorted(NAMES)}")
+    arguments = _arguments(path, text)
+    if device is not None:
+        arguments["device"] = device
+    table: Any = cls(**arguments)
+    fill(path, table, state)
+    return table
+
+
+def fill(path: str | os.PathLike[str], table: Any, state: dict[str, Tensor]) -> None:
+    """Makes ``table`` what ``state`` says, the tensors that the file has; raises ValueError when no table could have
+    written them. ``path`` is where they come from, for the message."""
+    _check_state(path, table.options, table.capacity, state)
+    try:
+        table._load_state_dict(state)
+    except ValueError as error:
+        _refuse(path, str(error))
+
+
+def read(path: str | os.PathLike[str], kind: str) -> tuple[str, dict[str, Tensor]]:
+    """The text and tensors of a file that :func:`write` made, checked by their checksums. Raises as :func:`load`."""
     _check_path(path)
     with open(path, "rb"):  # so that a missing file is a plain OSError
         pass
     try:
         with safe_open(os.fsdecode(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            _check_metadata(path, metadata, set(file.keys()))
-            state = {name: file.get_tensor(name) for name in _NAMES}
+            _check_metadata(path, metadata, kind)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except SafetensorError as error:
-        _refuse(path, f"it is truncated or not a safetensors file ({error})")
-    _check_sums(path, metadata, state)
-    arguments = _arguments(path, metadata["options"])
-    if device is not None:
-        arguments["device"] = device
-    table: Any = cls(**arguments)
-    _check_state(path, table.options, table.capacity, state)
-    try:
-        table._load_state_dict(state)
-    except ValueError as error:
-        _refuse(path, str(error))
-    return table
+        _refuse(path, f"it is truncated or not a safetensors file ({error})", kind)
+    _check_sums(path, metadata, tensors, kind)
+    return metadata["options"], tensors
 
 
 def _check_path(path: Any) -> None:
@@ -117,23 +144,17 @@ def _check_path(path: Any) -> None:
         fail(TypeError, "path", "a str, bytes or os.PathLike", path, 'pass a file name such as "table.safetensors"')
 
 
-def _metadata(table: Any, state: dict[str, Tensor]) -> dict[str, str]:
-    options = table.options
+def options_record(options: TableOptions, capacity: int) -> dict[str, Any]:
+    """A table's options as JSON values, with the capacity that its memory came to."""
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     fields.update(
         grids=[grid.sizes for grid in options.grids],
-        capacity=table.capacity,
+        capacity=capacity,
         memory_budget=None,
         feature_dtype=str(options.feature_dtype).removeprefix("torch."),
         device=str(options.device),
     )
-    text = json.dumps(fields)
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "options": text,
-        "checksums": json.dumps(_sums(text, state)),
-    }
+    return fields
 
 
 def _sums(options: str, state: dict[str, Tensor]) -> dict[str, int]:
@@ -144,30 +165,26 @@ def _sums(options: str, state: dict[str, Tensor]) -> dict[str, int]:
     return sums
 
 
-def _check_metadata(path: str | os.PathLike[str], metadata: dict[str, str], names: set[str]) -> None:
-    if metadata.get("format") != FORMAT:
-        _refuse(
-            path,
-            f"its format is {metadata.get('format')!r}, not {FORMAT!r}; give a file that HashTable.save wrote",
-        )
+def _check_metadata(path: str | os.PathLike[str], metadata: dict[str, str], kind: str) -> None:
+    found, wanted, writer = metadata.get("format"), f"hash3d_cuda.{kind}", _WRITERS[kind]
+    if found != wanted:
+        _refuse(path, f"its format is {found!r}, not {wanted!r}; give a file that {writer} wrote", kind)
     if metadata.get("version") != VERSION:
-        _refuse(path, f"its version is {metadata.get('version')!r}, this release reads {VERSION!r}; save it again")
-    if names != set(_NAMES) or not {"options", "checksums"} <= set(metadata):
-        _refuse(
-            path,
-            f"it holds {sorted(names)} and {sorted(metadata)}, not {sorted(_NAMES)}, options and checksums",
-        )
+        why = f"its version is {metadata.get('version')!r}, this release reads {VERSION!r}; save it again"
+        _refuse(path, why, kind)
+    if not {"options", "checksums"} <= set(metadata):
+        _refuse(path, f"it holds {sorted(metadata)}, not options and checksums", kind)
 
 
-def _check_sums(path: str | os.PathLike[str], metadata: dict[str, str], state: dict[str, Tensor]) -> None:
+def _check_sums(path: str | os.PathLike[str], metadata: dict[str, str], state: dict[str, Tensor], kind: str) -> None:
     try:
         stored = json.loads(metadata["checksums"])
     except ValueError:
-        _refuse(path, "its checksums are not JSON")
+        _refuse(path, "its checksums are not JSON", kind)
     sums = _sums(metadata["options"], state)
     if stored != sums:
         wrong = [name for name in sums if not isinstance(stored, dict) or stored.get(name) != sums[name]]
-        _refuse(path, f"the checksum of {', '.join(wrong) or 'something unknown'} does not match")
+        _refuse(path, f"the checksum of {', '.join(wrong) or 'something unknown'} does not match", kind)
 
 
 def _arguments(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
@@ -236,5 +253,5 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _refuse(path: str | os.PathLike[str], why: str) -> NoReturn:
-    raise ValueError(f"cannot load a table from {os.fsdecode(path)}: {why}")
+def _refuse(path: str | os.PathLike[str], why: str, kind: str = "table") -> NoReturn:
+    raise ValueError(f"cannot load a {kind} from {os.fsdecode(path)}: {why}")

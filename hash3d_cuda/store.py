@@ -69,6 +69,11 @@ class TableStore:
         return None if last is None else last.table
 
     @property
+    def tables(self) -> list[HashTable]:
+        """Those of all conditions, least recently used first."""
+        return [table.table for table in self._tables.values()]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tables."""
         return sum(table.table.nbytes for table in self._tables.values())

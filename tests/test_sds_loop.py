@@ -139,7 +139,7 @@ def test_an_unfinished_run_is_protected(tmp_path):
         make(tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "table.safetensors"])
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "cache.safetensors"])
 def test_a_truncated_checkpoint_is_refused(tmp_path, name):
     make(tmp_path, progress=StopAt(5))
     path = find_checkpoint(tmp_path) / name

@@ -20,15 +20,15 @@ FORMAT = 2
 
 @dataclass
 class Checkpoint:
-    """What was read back: JSON-like ``about``, ``tensors`` by dotted name, and the tables' files."""
+    """What was read back: JSON-like ``about``, ``tensors`` by dotted name, and the caches' files."""
 
     about: dict[str, Any]
     tensors: dict[str, Tensor]
-    tables: list[Path]
+    caches: list[Path]
 
 
 def save_checkpoint(
-    run_folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], tables: Sequence[Any] = ()
+    run_folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor], caches: Sequence[Any] = ()
 ) -> None:
     """Replaces the checkpoint in ``run_folder``; on any failure the one before stays as it was.
 
@@ -36,7 +36,7 @@ def save_checkpoint(
         run_folder: the run's ``--out``.
         about: JSON values.
         tensors: saved as safetensors.
-        tables: ``HashTable``s to save beside them.
+        caches: ``Hash3DCache``s to save beside them.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -49,8 +49,8 @@ def save_checkpoint(
         new.mkdir(parents=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, new / "state.safetensors")
-        for index, table in enumerate(tables):
-            table.save(new / table_name(index))
+        for index, cache in enumerate(caches):
+            cache.save(new / cache_name(index))
         (new / "state.json").write_text(json.dumps({"format": FORMAT, **about}))
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
@@ -64,9 +64,9 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def table_name(index: int) -> str:
-    """The file of a checkpoint's table; a run of one prior has one."""
-    return f"table-{index}.safetensors" if index else "table.safetensors"
+def cache_name(index: int) -> str:
+    """The file of a checkpoint's cache; a run of one prior has one."""
+    return f"cache-{index}.safetensors" if index else "cache.safetensors"
 
 
 def find_checkpoint(run_folder: Path) -> Path | None:
@@ -99,7 +99,7 @@ def load_checkpoint(run_folder: Path) -> Checkpoint:
         tensors = load_file(path / "state.safetensors")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"resume: {str(path)!r} is damaged ({error}); start over with --force") from None
-    files = (path / table_name(index) for index in itertools.count())
+    files = (path / cache_name(index) for index in itertools.count())
     return Checkpoint(about, tensors, list(itertools.takewhile(Path.is_file, files)))
 
 

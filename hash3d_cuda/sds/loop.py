@@ -193,7 +193,7 @@ def iterate(tracks: Sequence[Track], interrupt: Interrupt) -> None:
 def save_or_warn(run: SdsRun, folder: Path) -> None:
     """A checkpoint that cannot be written does not end a run that goes well: one warning, then other tries."""
     try:
-        run.save(folder, with_table=run.step < run.settings.steps)
+        run.save(folder, with_cache=run.step < run.settings.steps)
         run.warned = False
     except OSError as error:
         if not run.warned:

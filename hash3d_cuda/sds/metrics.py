@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hash3d_cuda.prior.base import Subject
 from hash3d_cuda.prior.ground_truth import ground_truth_names, ground_truth_views
-from hash3d_cuda.sds.cache_state import tables_of
 from hash3d_cuda.sds.timing import StepLog, TimeSummary, summarise
 
 FORMAT = 1
@@ -72,14 +71,14 @@ def cache_metrics(served: dict[str, int], *caches: Any) -> dict[str, Any]:
         stats = [cache.stats() for cache in caches]
         for name in ("forwards", "rejected", "rows_saved", "nbytes", "host_syncs"):
             figures[name] = sum(getattr(one, name) for one in stats)
-        if tables := [table for cache in caches for table in tables_of(cache)]:
+        if tables := [table for cache in caches for table in cache.tables]:
             figures |= {"entries": sum(map(len, tables)), "capacity": sum(table.capacity for table in tables)}
     return figures
 
 
 def memory_metrics(caches: Sequence[Any], device: torch.device) -> dict[str, int]:
     """Bytes: the tables, the process's peak, the device's peak."""
-    table = sum(table.nbytes for cache in caches for table in tables_of(cache))
+    table = sum(table.nbytes for cache in caches for table in cache.tables)
     scale = 1 if platform.system() == "Darwin" else 1024
     figures = {
         "table_bytes": table,

@@ -27,7 +27,7 @@ RUN_FILES = (
 COMPARE_FILES = ("compare.webp", "compare.mp4", "report.html", COMPARISON)
 VIEW = re.compile(r"view_\d+\.png")
 METRICS_KEYS = {"format", "subject", "prior", "steps", "settings", "time", "cache", "versions"}
-CHECKPOINT_FILES = re.compile(r"(state\.json|(state|table|table-\d+)\.safetensors|\.hash3d-.*|\.tmp.*)")
+CHECKPOINT_FILES = re.compile(r"(state\.json|(state|table|cache|cache-\d+)\.safetensors|\.hash3d-.*|\.tmp.*)")
 STAGE, ASIDE = ".hash3d-new", ".hash3d-old"
 FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # encoders report a full disk without a number
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from hash3d_cuda.checks import fail
 from hash3d_cuda.keys import Grid
 from hash3d_cuda.prior.base import Prior, Subject
-from hash3d_cuda.sds.cache_state import cache_state, restore_cache, tables_of
 from hash3d_cuda.sds.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from hash3d_cuda.sds.finite import LossWatch
 from hash3d_cuda.sds.guidance import Guidance, Refinement, resized
@@ -126,7 +125,7 @@ class SdsRun:
         first = [(self.guidance, self.settings.sds_weight)]
         return first if self.second is None else [*first, (self.second, self.settings.second_weight)]
 
-    def save(self, folder: Path, with_table: bool = True) -> None:
+    def save(self, folder: Path, with_cache: bool = True) -> None:
         """Writes everything that :meth:`restore` needs; raises OSError."""
         optimizer, groups = pack_optimizer(self.optimizer)
         self.time.collect(wait=True)
@@ -135,13 +134,9 @@ class SdsRun:
         tensors["log"] = torch.from_numpy(self.log.array())
         about = {
             "subject": self.subject.label, "step": self.step, "settings": self.settings.as_dict(),
-            "optimizer": groups, "served": self.served, "cache": None, "note": self.note,
+            "optimizer": groups, "served": self.served, "note": self.note,
         }  # fmt: skip
-        tables = []
-        if self.caches and with_table:
-            about["cache"] = [cache_state(cache) for cache in self.caches]
-            tables = [table for cache in self.caches for table in tables_of(cache)]
-        save_checkpoint(folder, about, tensors, tables)
+        save_checkpoint(folder, about, tensors, self.caches if with_cache else ())
 
     def restore(self, folder: Path) -> None:
         """Goes on from the checkpoint in ``folder``; raises ValueError when it belongs to another run."""
@@ -152,9 +147,8 @@ class SdsRun:
         unpack_optimizer(self.optimizer, part(saved.tensors, "optimizer."), saved.about["optimizer"])
         self.log.rows = np.asarray(saved.tensors["log"]).tolist()
         self.step, self.served = saved.about["step"], saved.about["served"]
-        tables = iter(saved.tables)
-        for cache, state in zip(self.caches, saved.about["cache"] or [], strict=False):
-            restore_cache(cache, state, [next(tables) for _ in range(state["tables"])])
+        for cache, file in zip(self.caches, saved.caches, strict=False):
+            cache.load(file, device=self.device)
 
     def _render(self, views: StepViews) -> tuple[Tensor, Tensor]:
         """Images [B,3,S,S] and alphas [B,1,S,S] of the step's views; a picture's own pose comes last."""
@@ -212,7 +206,7 @@ class SdsRun:
             self.served = {name: sum(counts[name] for counts in served) for name in COUNTS}
         for name in COUNTS:
             self.log.add(row, name, self.served[name] - before[name])
-        for table in (table for cache in self.caches for table in tables_of(cache)):
+        for table in (table for cache in self.caches for table in cache.tables):
             if not any(table is known for known in self._watched):
                 self._watched.append(table)
                 self.time.watch_table(table)

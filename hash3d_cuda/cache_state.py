@@ -1,0 +1,286 @@
+"""A cache's state between two processes: its coin, its counters, its tables and what their entries belong to.
+
+Within a process entries are filed under the condition id and a fingerprint of the model, which knows weights by
+identity. Another process can only compare what they look like: on loading, all weights must have the names, shapes and
+dtypes that they had on saving, and the same numbers at up to 64 places each. Tables of weights that had changed before
+the save are left out: nothing could have found their entries any more. A loaded table waits under its condition id and
+the rest of the fingerprint (classes and attributes of attention processors, scales of LoRA layers and IP-Adapters,
+FreeU, which inputs there are) for a forward that has both.
+
+As long as numbers are finite, decisions are those of a run that was not interrupted. Of an entry with a NaN in it, a
+loaded cache on a GPU knows at once; the interrupted one would have heard of it a little later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import storage
+from .cached import CachedForward
+from .checks import fail
+from .device_forward import DeviceForward
+from .fingerprint import ModelState, Same
+from .options import TableOptions
+from .store import TableStore
+from .tracked import TrackedTable
+
+if TYPE_CHECKING:
+    from .config import Hash3DConfig
+    from .hook import Hash3DCache
+
+FORMAT = 1
+_ABOUT = {
+    "format", "options", "weights", "coin", "counts", "rejected", "host_syncs", "signature", "relearn", "layout",
+    "names",
+}  # fmt: skip
+_LEFT_OUT = (
+    "hash3d: a table is left out of the saved state: its entries depend on an object, such as an attention processor, "
+    "with attributes that another process cannot compare"
+)
+_PLACES = 64  # of each weight that are compared
+_FORMATS = {str(kind): kind for kind in (torch.contiguous_format, torch.channels_last)}
+
+
+def collect(cache: Hash3DCache) -> dict[str, Any]:
+    """See :meth:`Hash3DCache.state_dict`. ``about`` holds JSON values, ``tables`` one dict of tensors for each of
+    ``about["names"]``, the one used last at the end (:mod:`hash3d_cuda.storage` describes the tensors)."""
+    with cache._lock:
+        unet = _follow(cache, "state_dict")
+        cached, store = cache._cached, cache._cached.store
+        tables = {} if store is None else _portable_tables(store, cache._state)
+        counts = cache._counted(wait=True)
+        counts["saved"] = cache.stats().rows_saved // cache.config.groups
+        version, numbers, gauss = cached._coin.getstate()
+        kept = sum(table.table.stats().rejected for table in tables.values())
+        about = {
+            "format": FORMAT,
+            "options": None if store is None else _options(cache.config, store),
+            "weights": _sketch(unet),
+            "coin": [version, list(numbers), gauss],
+            "counts": dict(counts),
+            "rejected": cached.rejected - kept,  # by tables that are not among these
+            "host_syncs": cache._copies.count,
+            "signature": _plain("sample", cache._signature),
+            "relearn": cache._relearn,
+            "layout": _layout(cached),
+            "names": list(tables),
+        }
+        return {"about": about, "tables": [table.table._state_dict() for table in tables.values()]}
+
+
+def restore(
+    cache: Hash3DCache, state: Mapping[str, Any], device: torch.device | str | None = None, path: str = "state_dict"
+) -> None:
+    """See :meth:`Hash3DCache.load_state_dict`; ``path`` is where ``state`` comes from, for messages."""
+    about, tables = _check(state, path)
+    with cache._lock:
+        unet = _follow(cache, "load_state_dict")
+        if about["names"] and about["weights"] != _sketch(unet):
+            raise ValueError(
+                f"{path}: expected the U-Net's weights to be those that the entries were made with, got others; load "
+                "the weights before the cache, or leave the cache empty"
+            )
+        store = None if about["options"] is None else _rebuild(cache, about, tables, device, path)
+        cached = cache._cached
+        cached.forget_shapes()
+        version, numbers, gauss = about["coin"]
+        cached._coin.setstate((version, tuple(numbers), gauss))
+        cached._rejected, cached.store = about["rejected"], store
+        cache._counts = Counter(about["counts"])
+        cache._copies.count = about["host_syncs"]
+        cache._relearn = about["relearn"]
+        cache._signature = None if store is None else _tuples(about["signature"], store.device)
+        if isinstance(cached, DeviceForward):
+            cached._before = dict.fromkeys(cached._before, 0)
+        elif about["layout"] is not None:
+            dtype, form = about["layout"]
+            cached._dtype, cached._format = getattr(torch, dtype), _FORMATS[form]
+
+
+def save(cache: Hash3DCache, path: str | os.PathLike[str]) -> None:
+    """See :meth:`Hash3DCache.save`."""
+    state = collect(cache)
+    tensors = {
+        f"{place}.{name}": tensor.contiguous()
+        for place, table in enumerate(state["tables"])
+        for name, tensor in table.items()
+    }
+    storage.write(path, "cache", json.dumps(state["about"]), tensors)
+
+
+def load(cache: Hash3DCache, path: str | os.PathLike[str], device: torch.device | str | None = None) -> None:
+    """See :meth:`Hash3DCache.load`."""
+    text, tensors = storage.read(path, "cache")
+    about = json.loads(text)
+    tables: list[dict[str, Tensor]] = [{} for _ in about["names"]]
+    for name, tensor in tensors.items():
+        place, _, field = name.partition(".")
+        tables[int(place)][field] = tensor
+    restore(cache, {"about": about, "tables": tables}, device, os.fsdecode(path))
+
+
+class ResumedStore(TableStore):
+    """A store with tables that were loaded. Each waits under its portable name, in its turn, for the first forward of
+    its condition."""
+
+    def __init__(self, *arguments: Any, state: ModelState, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._state = state
+        self._weights = state.weights()  # a change of these ends the wait
+        self._waiting = 0
+
+    def adopt(self, name: str, tensors: dict[str, Tensor], path: str) -> None:
+        """Puts a table from a file last; raises ValueError when ``tensors`` are none."""
+        table = self._build()
+        storage.fill(path, table.table, tensors)
+        if table._index is not None:
+            blank = torch.zeros(len(tensors["serials"]), 1)  # the host's index holds keys and chains alone
+            table._index._table._load_state_dict({**tensors, "latents": blank, "features": blank})
+        self._tables[name] = table
+        self._waiting += 1
+
+    def find(self, condition: Hashable) -> TrackedTable | None:
+        """The table of ``condition``; see :class:`TableStore`."""
+        if self._waiting and condition not in self._tables:
+            with contextlib.suppress(TypeError):  # an id that no file could have held
+                name = _name(condition, self._weights)
+                if name in self._tables:
+                    self._tables[condition] = self._tables.pop(name)
+                    self._waiting -= 1
+        return super().find(condition)
+
+
+def _follow(cache: Hash3DCache, name: str) -> nn.Module:
+    """The U-Net, after the cache has taken note of modules exchanged since the last forward."""
+    if cache._unet is None:
+        raise RuntimeError(f"{name}: expected a cache under a U-Net, got one that was removed; apply_hash3d again")
+    if cache._state.look():
+        cache._cut_anew()
+    return cache._unet
+
+
+def _portable_tables(store: TableStore, state: ModelState) -> dict[str, TrackedTable]:
+    """The tables whose entries can still be found, by name, the one used last at the end."""
+    weights, named = state.weights(), OrderedDict[str, TrackedTable]()
+    condition: Any
+    for condition, table in store._tables.items():
+        if isinstance(condition, str):  # it waits since the last load
+            name = condition if isinstance(store, ResumedStore) and store._weights == weights else None
+        else:
+            _plain("condition", condition[0])  # the user's own, so that is worth an error
+            try:
+                name = _name(condition, weights)
+            except TypeError:
+                name = None
+                warnings.warn(_LEFT_OUT, RuntimeWarning, stacklevel=4)
+        if name is not None:
+            named[name] = table
+    return named
+
+
+def _name(condition: Any, weights: Hashable) -> str | None:
+    """What a table of ``condition`` is called in any process; None when it is of other weights than ``weights``."""
+    told, fingerprint = condition
+    rest = ModelState.without_weights(fingerprint, weights)
+    return None if rest is None else json.dumps([_plain("condition", told), _plain("fingerprint", rest)])
+
+
+def _plain(name: str, value: Any) -> Any:
+    """``value`` as JSON values."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(name, part) for part in value]
+    if isinstance(value, (torch.dtype, torch.device)):
+        return {type(value).__name__: str(value).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {"items": {str(key): _plain(name, part) for key, part in value.items()}}
+    if isinstance(value, Same):
+        return {"object": _plain(name, value.portable())}
+    expected = "an id made of strings, numbers, None and tuples of these, which another process can compare"
+    fail(TypeError, name, expected, value, "pass such an id to views() in a run that is saved")
+
+
+def _tuples(value: Any, device: torch.device) -> Any:
+    """The reverse of ``_plain`` for tuples, dtypes and the device, which is ``device`` now."""
+    if isinstance(value, dict):
+        return device if "device" in value else getattr(torch, value["dtype"])
+    return tuple(_tuples(part, device) for part in value) if isinstance(value, list) else value
+
+
+def _options(config: Hash3DConfig, store: TableStore) -> dict[str, Any]:
+    """What must be the same for the entries to be of use."""
+    arguments = {**store._arguments, "device": "cpu"}
+    options = TableOptions.build(store.feature_shape, store._latent_shape, **arguments)
+    rows = config.rows if isinstance(config.rows, str) else "your own"
+    table = storage.options_record(options, options.resolve_capacity())
+    about = {"position": config.position, "groups": config.groups, "rows": rows, "mode": config.mode, **table}
+    return {**json.loads(json.dumps(about)), "device": str(store.device)}
+
+
+def _layout(cached: CachedForward | DeviceForward) -> list[str] | None:
+    """dtype and memory format of the features as the model makes them, where the forward keeps note of them."""
+    if isinstance(cached, DeviceForward):
+        return None
+    return [str(cached._dtype).removeprefix("torch."), str(cached._format)]
+
+
+def _check(state: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
+    expected = "what Hash3DCache.state_dict() returned"
+    if not isinstance(state, Mapping) or set(state) != {"about", "tables"}:
+        fail(ValueError, path, expected, state, "save it again")
+    about, tables = state["about"], state["tables"]
+    if not isinstance(about, dict) or set(about) != _ABOUT:
+        fail(ValueError, path, expected, about, "save it again")
+    if about.get("format") != FORMAT:
+        fail(ValueError, path, f"a state of format {FORMAT}", about.get("format"), "save it with this release")
+    if len(tables) != len(about["names"]) or any(set(table) != set(storage.NAMES) for table in tables):
+        fail(ValueError, path, f"{expected}, with its tables", [sorted(table) for table in tables], "save it again")
+    return about, tables
+
+
+def _rebuild(
+    cache: Hash3DCache, about: dict[str, Any], tables: list[dict[str, Tensor]], device: Any, path: str
+) -> ResumedStore:
+    """A store with the tables of a state; raises ValueError when the cache's options are others."""
+    saved = about["options"]
+    store = ResumedStore(
+        cache.config, saved["feature_shape"], saved["latent_shape"], getattr(torch, saved["feature_dtype"]),
+        torch.device(saved["device"] if device is None else device), cache._copies,
+        followed=cache._device is None, state=cache._state,
+    )  # fmt: skip
+    for name, mine in _options(cache.config, store).items():
+        if name != "device" and mine != saved.get(name):
+            remedy = "apply_hash3d with the options of the run that saved it, or leave the cache empty"
+            fail(ValueError, f"{path}: {name}", repr(saved.get(name)), mine, remedy)
+    if len(tables) > cache.config.max_conditions:
+        expected = f"at most max_conditions ({cache.config.max_conditions}) tables"
+        fail(ValueError, path, expected, len(tables), f"pass max_conditions={len(tables)} and the memory for it")
+    for name, tensors in zip(about["names"], tables, strict=True):
+        store.adopt(name, tensors, path)
+    return store
+
+
+def _sketch(unet: nn.Module) -> int:
+    """CRC-32 of all weights' names, shapes and dtypes, and of their numbers at evenly spaced places."""
+    told, drawn = [], []
+    for name, weight in (*unet.named_parameters(), *unet.named_buffers()):
+        told.append(f"{name} {list(weight.shape)} {weight.dtype}")
+        if not weight.is_meta and weight.numel():
+            places = torch.linspace(0, weight.numel() - 1, min(_PLACES, weight.numel()), dtype=torch.float64).long()
+            at = torch.unravel_index(places.to(weight.device), weight.shape) if weight.dim() else ()
+            drawn.append(weight.detach()[at].reshape(-1).to(torch.float32))
+    total = zlib.crc32("\n".join(told).encode())
+    for tensor in drawn:
+        total = zlib.crc32(tensor.cpu().numpy().data, total)
+    return total
