@@ -10,8 +10,10 @@ from .layout import count_positions
 from .ldm import LdmAdapter
 from .multi_view import multi_view, pose_from_camera
 from .split import Conditioning, SplitUNet
+from .transformer import TransformerAdapter
+from .unconditional import UnconditionalAdapter
 
-for _kind in (LdmAdapter, ConditionAdapter):
+for _kind in (TransformerAdapter, LdmAdapter, UnconditionalAdapter, ConditionAdapter):
     register_adapter(_kind)
 
 __all__ = [

@@ -169,7 +169,7 @@ def find_adapter(model: Any) -> Adapter:
         if inner
         else "pass the plain model (pipe.unet; unwrap a compiled one with ._orig_mod), or register an adapter for it"
     )
-    fail(TypeError, "unet", " or ".join(kind.looked_for for kind in _adapters), type(model), remedy)
+    fail(TypeError, "unet", "; or ".join(kind.looked_for for kind in _adapters), type(model).__name__, remedy)
 
 
 def output_tensor(output: Any) -> Tensor:
