@@ -165,6 +165,37 @@ def test_what_acts_between_the_blocks_runs_plain(control: float | None, strength
     cache.remove()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    model, call = build("ldm").to(dtype), build_call("ldm", rows=2)
+    model.dtype = dtype
+    model.time_embed.float()
+    embed = model.embed
+    model.embed = lambda timesteps: embed(timesteps).to(dtype)
+    call["context"] = call["context"].to(dtype)
+    call["x"] = call["x"].to(dtype)
+    expected = model(**call)
+    cache = apply(model)
+    for kind in ("miss", "hit"):
+        with cache.views(**poses(0)):
+            assert torch.equal(model(**call), expected) and cache.last.kind == kind
+    assert cache.table.options.feature_dtype is dtype
+    cache.remove()
+
+
+def test_numbers_that_are_not_finite() -> None:
+    """Nothing can be compared with them; they are answered as by the model, and the next call is compared."""
+    model, call = build("ldm"), build_call("ldm", rows=2)
+    expected = model(**call)
+    cache = apply(model)
+    with cache.views(**poses(0)):
+        assert model(**call | {"x": torch.full((2, 8, 8, 8), torch.nan)}).isnan().all()
+        for kind in ("miss", "hit"):
+            assert torch.equal(model(**call), expected) and cache.last.kind == kind
+    assert cache.stats().rejected == 1
+    cache.remove()
+
+
 def test_no_separate_compilation() -> None:
     with pytest.raises(ValueError, match=r"compile: expected False for a LdmUNet"):
         apply(build("ldm"), compile=True)

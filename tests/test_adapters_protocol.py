@@ -151,5 +151,7 @@ def test_what_a_wrapper_holds_is_named() -> None:
     wrapper.unet = build("ldm")
     with pytest.raises(TypeError, match=r"pass its \.unet"):
         find_adapter(wrapper)
+    with pytest.raises(TypeError, match=r"OptimizedModule.*pass its \._orig_mod"):
+        find_adapter(torch.compile(build("ldm")))
     with pytest.raises(TypeError, match="got 'NoneType'"):
         find_adapter(None)

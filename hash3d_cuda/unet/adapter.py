@@ -159,13 +159,14 @@ def find_adapter(model: Any) -> Adapter:
     Raises:
         TypeError: none fits; the message says what was looked for.
     """
-    if isinstance(model, nn.Module):
+    compiled = isinstance(model, nn.Module) and "_orig_mod" in model._modules  # it has all attributes of the inner one
+    if isinstance(model, nn.Module) and not compiled:
         for kind in _adapters:
             if kind.fits(model):
                 return kind(model)
     inner = _find_inner(model)
     remedy = (
-        f"pass {inner}, which one fits"
+        f"pass {inner}, which an adapter fits"
         if inner
         else "pass the plain model (pipe.unet; unwrap a compiled one with ._orig_mod), or register an adapter for it"
     )
@@ -187,7 +188,7 @@ def without_return_dict(call: Call) -> dict[str, Any]:
 
 def _find_inner(model: Any) -> str:
     """Where in a wrapper (a pipeline, ldm's LatentDiffusion) lies a model that an adapter fits, as an expression."""
-    for path in ("unet", "transformer", "_orig_mod", "diffusion_model", "model.diffusion_model"):
+    for path in ("unet", "transformer", "_orig_mod", "module", "diffusion_model", "model.diffusion_model"):
         inner = model
         for name in path.split("."):
             inner = getattr(inner, name, None)
