@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from .unet.split import MODEL_FORWARD
-
 _Before = Callable[..., tuple[Any, Any]]  # (module, *args, **kwargs) -> args, kwargs
 _After = Callable[[nn.Module, Any], Any]  # (module, output) -> output
 
@@ -21,9 +19,16 @@ class HooksBeneath:
     then the split must not run.
     """
 
-    def __init__(self, module: nn.Module, hooks: dict[str, Any], order: list[str], lowest: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        hooks: dict[str, Any],
+        order: list[str],
+        lowest: Callable[..., Any],
+        models: Callable[..., Any],
+    ) -> None:
         """``hooks`` and ``order`` (lowest first) are the registry's below the cache's; ``lowest`` is what the lowest of
-        them, or the cache, calls as the forward."""
+        them, or the cache, calls as the forward; ``models`` is the function that the split stands for."""
         self._module = module
         self._before: list[_Before] = []  # outermost first
         self._after: list[_After] = []
@@ -34,11 +39,11 @@ class HooksBeneath:
             self._after.append(reference.post_forward)
             self.surround &= reference.original_forward is None
             lowest = reference.forward
-        if _is_models_forward(module, lowest):
+        if _is_bound(lowest, models, module):
             return
         accelerate = vars(module).get("_hf_hook")
         own = vars(module).get("_old_forward")
-        if accelerate is None or getattr(lowest, "__wrapped__", None) != own or not _is_models_forward(module, own):
+        if accelerate is None or getattr(lowest, "__wrapped__", None) != own or not _is_bound(own, models, module):
             self.surround = False
             return
         self._before.append(accelerate.pre_forward)
@@ -60,10 +65,6 @@ class HooksBeneath:
 def is_own_forward(module: nn.Module, forward: Any) -> bool:
     """Whether ``forward`` is the method of the module's class, bound to it."""
     return _is_bound(forward, type(module).forward, module)
-
-
-def _is_models_forward(module: nn.Module, forward: Any) -> bool:
-    return _is_bound(forward, MODEL_FORWARD, module)
 
 
 def _is_bound(forward: Any, function: Any, module: nn.Module) -> bool:

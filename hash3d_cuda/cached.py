@@ -14,7 +14,7 @@ from .poses import HostCopies
 from .rows import RowLayout
 from .stats import Decision
 from .store import TableStore
-from .unet import UNetCall
+from .unet.adapter import Call
 from .unet.call import take_rows
 
 _Found = list[Tensor | None]  # per item its feature [G, ...], or None where the full U-Net must run
@@ -41,7 +41,7 @@ class CachedForward:
         self._format = torch.contiguous_format
         self._rejected = 0  # by stores since dropped
 
-    def __call__(self, call: UNetCall, keys: Tensor, conditions: Sequence[Hashable]) -> tuple[Tensor, Decision]:
+    def __call__(self, call: Call, keys: Tensor, conditions: Sequence[Hashable]) -> tuple[Tensor, Decision]:
         """Returns the U-Net's output ``[rows, out_channels, H, W]``, and what became of the items.
 
         Args:

@@ -34,7 +34,7 @@ from .rows import RowLayout
 from .stats import Decision
 from .store import TableStore
 from .table import HashTable
-from .unet import UNetCall
+from .unet.adapter import Call
 from .unet.call import take_rows
 
 _FEWEST_PROGRAMS = 4  # graphs kept, for a loop that calls the U-Net in a few ways in turn
@@ -48,7 +48,7 @@ class DevicePieces:
     ``found`` are valid until they run again.
     """
 
-    def __init__(self, parts: Parts, call: UNetCall, layout: RowLayout, latent_channels: int, counts: Tensor) -> None:
+    def __init__(self, parts: Parts, call: Call, layout: RowLayout, latent_channels: int, counts: Tensor) -> None:
         self._parts = parts
         self._static = StaticCall(call)
         self._rows = len(call.sample)
@@ -67,7 +67,7 @@ class DevicePieces:
         self.output: Tensor | None = None
         self._state: Any = None
 
-    def fill(self, call: UNetCall, views: DeviceViews, tried: bool) -> None:
+    def fill(self, call: Call, views: DeviceViews, tried: bool) -> None:
         """Hands over a call, its poses and the coin."""
         self._static.fill(call)
         views.write(self.keys, call.timestep, [rows[0] for rows in self._items], self._rows)
@@ -180,7 +180,7 @@ class DeviceForward:
         self._before = dict.fromkeys(_COUNTS, 0)  # counted on memory since dropped
         self._rejected = 0
 
-    def __call__(self, call: UNetCall, views: DeviceViews, state: Hashable) -> tuple[Tensor, Decision]:
+    def __call__(self, call: Call, views: DeviceViews, state: Hashable) -> tuple[Tensor, Decision]:
         """Returns the U-Net's output ``[rows, out_channels, H, W]``, and what became of the items, to be read later.
 
         Args:

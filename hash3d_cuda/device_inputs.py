@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 from .fingerprint import Same
 from .keys import KEY_ORDER, column_of
 from .poses import TIMESTEP, HostCopies, Views, check_conditions
-from .unet import UNetCall
-from .unet.call import take_rows
+from .unet.adapter import Call
+from .unet.call import leaves, take_rows
 
 _POSE = "elevation, azimuth, radius, timestep"
 
@@ -58,19 +57,18 @@ class StaticCall:
     A timestep on the host becomes a tensor on the device, of the type that the model would make of it.
     """
 
-    def __init__(self, call: UNetCall) -> None:
+    def __init__(self, call: Call) -> None:
         timestep = _as_tensor(call.timestep)
         self.buffers: list[Tensor] = []  # the timestep's first
         with torch.inference_mode(False):  # or they could not be written to outside inference mode
             self._timestep = torch.empty_like(timestep, device=call.sample.device)
             self.buffers.append(self._timestep)
-            rest = _without_timestep(call)
-            own = {field.name: _map_tensors(getattr(rest, field.name), self._own) for field in fields(rest)}
-        self.call = replace(rest, **{**own, "timestep": self._timestep})
+            own = {name: _map_tensors(value, self._own) for name, value in call.values().items()}
+        self.call = call.with_values(own, self._timestep)
 
-    def fill(self, call: UNetCall) -> None:
+    def fill(self, call: Call) -> None:
         """Copies the call's tensors; a GPU is not waited for."""
-        for buffer, value in zip(self.buffers[1:], _without_timestep(call).tensors(), strict=True):
+        for buffer, value in zip(self.buffers[1:], _tensors(call), strict=True):
             buffer.copy_(value, non_blocking=True)
         timestep = call.timestep
         if not isinstance(timestep, Tensor):
@@ -85,25 +83,26 @@ class StaticCall:
         return self.buffers[-1]
 
 
-def form_of(call: UNetCall) -> Hashable:
+def form_of(call: Call) -> Hashable:
     """What must be alike in two calls for one's graph to serve the other: sizes, types, strides, and what is no tensor.
 
     Raises:
         ValueError: a tensor lies on another device than the sample.
     """
-    device, rest = call.sample.device, _without_timestep(call)
-    for value in rest.tensors():
+    device = call.sample.device
+    for value in _tensors(call):
         if value.device != device:
             raise ValueError(
                 f"decide: expected all of the U-Net's arguments on {device}, got one of shape {list(value.shape)} on "
                 f'{value.device}; move it there, or pass decide="host"'
             )
     timestep = _as_tensor(call.timestep)
-    return (timestep.shape, timestep.dtype, *(_form(getattr(rest, field.name)) for field in fields(rest)))
+    return (timestep.shape, timestep.dtype, _form(call.values()))
 
 
-def _without_timestep(call: UNetCall) -> UNetCall:
-    return replace(call, timestep=0, return_dict=False)
+def _tensors(call: Call) -> list[Tensor]:
+    """All tensors but the timestep."""
+    return [value for value in leaves(call.values()) if isinstance(value, Tensor)]
 
 
 def _as_tensor(timestep: Any) -> Tensor:
@@ -116,7 +115,7 @@ def _number_dtype(number: Any) -> torch.dtype:
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with every tensor in it replaced, in the order of :meth:`UNetCall.tensors`."""
+    """``value`` with every tensor in it replaced, in the order of :func:`.unet.call.leaves`."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):

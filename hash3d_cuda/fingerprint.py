@@ -6,10 +6,10 @@ from collections.abc import Hashable
 from operator import is_
 from typing import Any
 
-from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from .unet import UNetCall
+from .unet.adapter import Call
 from .watch import ModelWatch
 
 _FREEU = ("s1", "s2", "b1", "b2")
@@ -45,7 +45,7 @@ class ModelState:
     the key nor seen here must be told apart by ``views(condition=...)``, or be followed by ``clear()``.
     """
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: nn.Module) -> None:
         self._unet = unet
         self._watch = ModelWatch(unet)
         self._note_modules()
@@ -57,7 +57,7 @@ class ModelState:
             self._note_modules()
         return exchanged
 
-    def fingerprint(self, call: UNetCall) -> Hashable:
+    def fingerprint(self, call: Call) -> Hashable:
         """Returns a hashable value, equal for two calls only if the state they ran in looked the same."""
         return (self._model(), _inputs(call))
 
@@ -79,6 +79,7 @@ class ModelState:
     def _note_modules(self) -> None:
         modules = self._watch.modules
         self._attentions = [module for module in modules if hasattr(module, "processor")]
+        self._image_attentions = [module for module in modules if hasattr(module, "ip_weight")]  # ImageDream
         self._lora_layers = [module for module in modules if hasattr(module, "scaling") and hasattr(module, "merged")]
         self._note_processors([module.processor for module in self._attentions])
 
@@ -97,7 +98,8 @@ class ModelState:
             self._processors,
             tuple(_shape(processor.scale) for processor in self._scaled),
             tuple(_lora_state(layer) for layer in self._lora_layers),
-            tuple(vars(block).get(name) for block in self._unet.up_blocks for name in _FREEU),
+            tuple(vars(block).get(name) for block in getattr(self._unet, "up_blocks", ()) for name in _FREEU),
+            tuple(module.ip_weight for module in self._image_attentions),
         )
 
 
@@ -108,8 +110,10 @@ def _lora_state(layer: Any) -> Hashable:
     return tuple(getattr(layer, "active_adapters", ())), tuple(scaling), bool(layer.merged), disabled
 
 
-def _inputs(call: UNetCall) -> Hashable:
+def _inputs(call: Call) -> Hashable:
     """Which inputs there are, and how large per row. A ControlNet or an adapter that comes or goes is seen here."""
+    if not isinstance(call, UNetCall):
+        return _shape(call.given())
     return (
         _shape(call.encoder_hidden_states),
         _shape(call.class_labels),

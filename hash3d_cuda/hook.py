@@ -1,4 +1,4 @@
-"""The cache under a diffusers U-Net: ``apply_hash3d`` and the handle it returns (section 3 of the paper).
+"""The cache under a diffusion model: ``apply_hash3d`` and the handle it returns (section 3 of the paper).
 
 The hook is one named root hook in diffusers' ``HookRegistry``. What it cannot treat (gradients wanted, another shape,
 foreign code in the way, ...) goes to the U-Net's own forward, so that the answer is always right.
@@ -16,9 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from . import cache_state
@@ -34,15 +32,17 @@ from .root_hook import RootHook, has_hook, is_bare
 from .rows import RowLayout
 from .stats import CacheStats, Decision
 from .table import HashTable
-from .unet import UNetCall, count_positions
+from .unet import Adapter, find_adapter
+from .unet.adapter import Call
 from .unet.layout import runs_in_parts
 
 # Reasons for which a call inside ``views`` goes to the plain U-Net, and the remedies.
 _REASONS = {
-    "arguments": "the call has arguments that this version of hash3d-cuda does not know",
+    "arguments": "the call has arguments that this version of hash3d-cuda does not know, or cannot split",
     "blocks": "blocks of the U-Net were exchanged for some that cannot be cut at this position",
     "dtype": "the sample is not a float32, float16 or bfloat16 tensor",
     "device": "the sample is neither on a CPU nor on a CUDA device",
+    "frames": "num_frames rows must stay together, and an item's do not; pass Hash3DConfig(**multi_view(num_frames))",
     "gligen": "GLIGEN's grounding (cross_attention_kwargs) is not split",
     "gradients": "gradients are wanted through it; run it under torch.no_grad(), or call unet.requires_grad_(False)",
     "rows": "the batch does not divide by Hash3DConfig.groups; check groups, or wrap the call in cache.bypass()",
@@ -50,26 +50,29 @@ _REASONS = {
     "has a forward of its own; apply it after the cache, or choose another position",
     "shape": "the call differs from the first in shape, dtype, device or autocast; call cache.clear() to start anew "
     "with it, or use one cache per shape",
+    "wiring": "the model's own forward does something between its blocks that the adapter's parts leave out",
     "transforms": "it runs under forward-mode differentiation or a torch.func transform (vmap, jvp, grad)",
 }
 _NOT_THE_USERS = ("hash3d_cuda", "torch", "diffusers", "accelerate")
 
 
-def apply_hash3d(unet: UNet2DConditionModel, config: Hash3DConfig | None = None) -> Hash3DCache:
+def apply_hash3d(unet: nn.Module, config: Hash3DConfig | None = None) -> Hash3DCache:
     """Puts a cache under ``unet`` and returns its handle. The user's own calls of the U-Net stay as they are.
 
     Args:
-        unet: a diffusers U-Net; it is changed in place, until ``remove()``.
+        unet: a diffusers U-Net, or another model that an adapter fits (:mod:`hash3d_cuda.unet`); it is changed in
+            place, until ``remove()``.
         config: see :class:`Hash3DConfig`; by default all its defaults.
 
     Raises:
-        TypeError: not a ``UNet2DConditionModel``, or one whose blocks cannot be cut.
+        TypeError: a model that no adapter fits, or one whose blocks cannot be cut.
         ValueError: the U-Net has a cache already, or has no such position.
     """
     config = Hash3DConfig() if config is None else config
     if not isinstance(config, Hash3DConfig):
         fail(TypeError, "config", "a Hash3DConfig", config, "pass hash3d_cuda.Hash3DConfig(...)")
-    positions = count_positions(unet)
+    adapter = find_adapter(unet)
+    positions = adapter.count_positions()
     if config.position > positions:
         fail(ValueError, "position", f"1 to {positions} for this U-Net", config.position, "choose one of these")
     if has_hook(unet):
@@ -77,7 +80,7 @@ def apply_hash3d(unet: UNet2DConditionModel, config: Hash3DConfig | None = None)
             "apply_hash3d: expected a U-Net without a cache, got one that has one; use its handle, or call remove() "
             "on it first"
         )
-    return Hash3DCache(unet, config)
+    return Hash3DCache(adapter, config)
 
 
 class Hash3DCache:
@@ -88,15 +91,17 @@ class Hash3DCache:
         last: a :class:`Decision`: what became of the items of the last forward.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, config: Hash3DConfig) -> None:
+    def __init__(self, adapter: Adapter, config: Hash3DConfig) -> None:
+        unet = adapter.model
         self.config = config
         self.last = Decision(plain="no forward yet")
-        self._unet: UNet2DConditionModel | None = unet
+        self._adapter = adapter
+        self._unet: nn.Module | None = unet
         self._copies = HostCopies(config.strict)
-        self._hook = RootHook(unet, self._forward)
-        self._parts = FeatureParts(unet, config) if config.mode == "feature" else NoiseParts(unet)
+        self._hook = RootHook(unet, self._forward, adapter.forward)
+        self._parts = FeatureParts(adapter, config) if config.mode == "feature" else NoiseParts(adapter)
         self._can_cut = True
-        told = config, RowLayout(config.rows, config.groups), self._parts, unet.config.out_channels, self._copies
+        told = config, RowLayout(config.rows, config.groups), self._parts, adapter.latent_channels, self._copies
         self._device = DeviceForward(unet, *told) if config.decide == "device" else None
         self._cached: CachedForward | DeviceForward = self._device or CachedForward(*told)
         self._state = ModelState(unet)
@@ -261,16 +266,16 @@ class Hash3DCache:
                 return self._run_plain("hooks", args, kwargs)
             try:
                 inner_args, inner_kwargs = beneath.before(args, kwargs)
-                call = UNetCall(*inner_args, **inner_kwargs)
+                call = self._adapter.bind(inner_args, inner_kwargs)
             except TypeError:  # an argument of a later diffusers, or the model's own complaint
                 return self._run_plain("arguments", args, kwargs)
             reason = self._why_plain(call)
             if reason is not None:
                 return self._run_plain(reason, args, kwargs)
             output = self._run_cached(call, views)
-            return beneath.after(UNet2DConditionOutput(sample=output) if call.return_dict else (output,))
+            return beneath.after(self._adapter.wrap(output, call))
 
-    def _run_cached(self, call: UNetCall, views: Views) -> Tensor:
+    def _run_cached(self, call: Call, views: Views) -> Tensor:
         if self._device is not None:
             assert isinstance(views, DeviceViews)
             output, self.last = self._device(call, views, self._state.fingerprint(call))
@@ -300,7 +305,7 @@ class Hash3DCache:
 
     def _run_plain(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the U-Net as if there were no cache, though inside ``views``."""
-        sample = args[0] if args else kwargs.get("sample")
+        sample = self._adapter.sample_of(args, kwargs)
         rows = len(sample) if isinstance(sample, Tensor) and sample.dim() > 0 else 0
         self._counts["bypass"] += max(rows // self.config.groups, 1)
         self.last = Decision(plain=reason)
@@ -310,14 +315,12 @@ class Hash3DCache:
             warnings.warn(message, RuntimeWarning, stacklevel=_stacklevel())
         return self._hook.original(*args, **kwargs)
 
-    def _why_plain(self, call: UNetCall) -> str | None:
+    def _why_plain(self, call: Call) -> str | None:
         """Why this call cannot go through the cache, or None."""
         if not isinstance(call.sample, Tensor) or call.sample.dtype not in FEATURE_DTYPES:
             return "dtype"
         if call.sample.device.type not in ("cpu", "cuda"):
             return "device"
-        if (call.cross_attention_kwargs or {}).get("gligen") is not None:
-            return "gligen"
         if torch.is_grad_enabled() and self._wants_gradients(call):
             return "gradients"
         if len(call.sample) == 0 or len(call.sample) % self.config.groups != 0:
@@ -327,9 +330,19 @@ class Hash3DCache:
                 return "shape"
             self._cached.forget_shapes()
             self._signature = None
-        return None
+        return self._adapter.why_plain(call) or self._why_parted(call)
 
-    def _wants_gradients(self, call: UNetCall) -> bool:
+    def _why_parted(self, call: Call) -> str | None:
+        """Rows that attend to each other must be neighbours among an item's rows too."""
+        at_once = self._adapter.rows_at_once(call)
+        if at_once == 1:
+            return None
+        items = self._cached.layout.items(len(call.sample) // self.config.groups)
+        runs = [rows[first : first + at_once] for rows in items for first in range(0, len(rows), at_once)]
+        together = all(run == tuple(range(run[0], run[0] + at_once)) and run[0] % at_once == 0 for run in runs)
+        return None if together else "frames"
+
+    def _wants_gradients(self, call: Call) -> bool:
         if any(tensor.requires_grad for tensor in call.tensors()):
             return True
         return self._state.wants_gradients()
@@ -363,7 +376,7 @@ def _stacklevel() -> int:
     return level
 
 
-def _signature(call: UNetCall) -> tuple[Any, ...]:
+def _signature(call: Call) -> tuple[Any, ...]:
     """What must be the same for all calls of one table."""
     sample = call.sample
     kind = sample.device.type

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
@@ -29,12 +28,19 @@ class RootHook(ModelHook):
     Args:
         unet: the U-Net; nothing is changed before ``install()``.
         forward: takes the place of the U-Net's forward; ``original`` is what it replaced.
+        models: the forward that the split stands for, a function.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, forward: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        forward: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+        models: Callable[..., Any],
+    ) -> None:
         super().__init__()
         self._unet = unet
         self._forward = forward
+        self._models = models
 
     def install(self) -> None:
         """Puts the hook on the U-Net."""
@@ -72,7 +78,7 @@ class RootHook(ModelHook):
         """What else is hooked in between this hook and the model's own forward."""
         registry = getattr(self._unet, _REGISTRY)
         order = registry._hook_order[: registry._hook_order.index(HOOK_NAME)]
-        return HooksBeneath(self._unet, registry.hooks, order, self.fn_ref.original_forward)
+        return HooksBeneath(self._unet, registry.hooks, order, self.fn_ref.original_forward, self._models)
 
     def _state_without_cache(self) -> dict[str, Any]:
         """What ``copy.deepcopy(unet)`` and pickle take of the U-Net: all but the cache. Another's hook in the registry

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 from unet_shapes import build_inputs, build_unet
 
@@ -47,10 +47,8 @@ def test_twice_applied(unet: UNet2DConditionModel) -> None:
 
 
 def test_what_cannot_be_cut(unet: UNet2DConditionModel) -> None:
-    with pytest.raises(TypeError, match="UNet2DConditionModel"):
+    with pytest.raises(TypeError, match=r"UNet2DConditionModel.*got 'Linear'.*pass the plain model"):
         apply(torch.nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="UNet2DConditionModel"):
-        apply(UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)))
     simple = build_unet("sd15", mid_block_type="UNetMidBlock2DSimpleCrossAttn")
     with pytest.raises(TypeError, match="UNetMidBlock2DSimpleCrossAttn"):
         apply(simple)

@@ -39,6 +39,15 @@ class UNetCall:
             kwargs["down_intrablock_additional_residuals"] = list(self.down_intrablock_additional_residuals)
         return kwargs
 
+    def values(self) -> dict[str, Any]:
+        """All arguments but the timestep and ``return_dict``."""
+        names = (field.name for field in fields(self) if field.name not in ("timestep", "return_dict"))
+        return {name: getattr(self, name) for name in names}
+
+    def with_values(self, values: dict[str, Any], timestep: Any) -> UNetCall:
+        """The call with others in the place of ``values()`` and of the timestep."""
+        return replace(self, **values, timestep=timestep)
+
     def take(self, rows: Sequence[int]) -> UNetCall:
         """The call for some rows of the batch only."""
         batch = len(self.sample)
@@ -51,12 +60,12 @@ class UNetCall:
     @property
     def can_take(self) -> bool:
         """Whether every argument's rows are known. Attention processors may be handed tensors of any meaning."""
-        return not any(isinstance(value, Tensor) for value in _leaves(self.cross_attention_kwargs))
+        return not any(isinstance(value, Tensor) for value in leaves(self.cross_attention_kwargs))
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors among the arguments."""
         for field in fields(self):
-            for value in _leaves(getattr(self, field.name)):
+            for value in leaves(getattr(self, field.name)):
                 if isinstance(value, Tensor):
                     yield value
 
@@ -112,12 +121,13 @@ def _take(value: Tensor, rows: Sequence[int]) -> Tensor:
     return slices[0] if len(slices) == 1 else torch.cat(slices)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> Iterator[Any]:
+    """What lies in nested dicts, tuples and lists."""
     if isinstance(value, dict):
         for item in value.values():
-            yield from _leaves(item)
+            yield from leaves(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves(item)
     else:
         yield value

@@ -6,6 +6,7 @@ before its skip is concatenated; so a hit needs skips 0..k-1, and of the way dow
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from diffusers import UNet2DConditionModel
@@ -17,7 +18,10 @@ from ..checks import check_int, fail
 _DOWN_TYPES = (unet_2d_blocks.CrossAttnDownBlock2D, unet_2d_blocks.DownBlock2D)
 _UP_TYPES = (unet_2d_blocks.CrossAttnUpBlock2D, unet_2d_blocks.UpBlock2D)
 _MID_TYPES = (unet_2d_blocks.UNetMidBlock2DCrossAttn, unet_2d_blocks.UNetMidBlock2D)
-_CUT_FORWARDS = [kind.forward for kind in (*_DOWN_TYPES, *_UP_TYPES)]  # as diffusers wrote them
+PLAIN_DOWN_TYPES = (unet_2d_blocks.AttnDownBlock2D, unet_2d_blocks.DownBlock2D)  # of UNet2DModel
+PLAIN_UP_TYPES = (unet_2d_blocks.AttnUpBlock2D, unet_2d_blocks.UpBlock2D)
+_ALL_DOWN_TYPES = (*_DOWN_TYPES, *PLAIN_DOWN_TYPES)
+_CUT_FORWARDS = [kind.forward for kind in (*_ALL_DOWN_TYPES, *_UP_TYPES, *PLAIN_UP_TYPES)]  # as diffusers wrote them
 
 
 class BlockPart:
@@ -28,7 +32,7 @@ class BlockPart:
     """
 
     def __init__(self, block: nn.Module, index: int, start: int, stop: int) -> None:
-        sampler = "downsamplers" if isinstance(block, _DOWN_TYPES) else "upsamplers"
+        sampler = "downsamplers" if isinstance(block, _ALL_DOWN_TYPES) else "upsamplers"
         resnets = len(block.resnets)
         samplers = getattr(block, sampler)
         units = _count_units(block)
@@ -83,26 +87,40 @@ def count_positions(unet: UNet2DConditionModel) -> int:
         remedy = "pass the plain model (pipe.unet); a compiled one is unwrapped with ._orig_mod"
         fail(TypeError, "unet", "a diffusers UNet2DConditionModel", type(unet), remedy)
     mid = [] if unet.mid_block is None else [unet.mid_block]
-    for blocks, types in ((unet.down_blocks, _DOWN_TYPES), (mid, _MID_TYPES), (unet.up_blocks, _UP_TYPES)):
-        for block in blocks:
-            if not isinstance(block, types):
-                names = " or ".join(kind.__name__ for kind in types)
-                fail(TypeError, "unet", f"blocks of type {names}", type(block).__name__, "use another U-Net")
-    return sum(len(block.resnets) for block in unet.up_blocks)
+    check_blocks(unet.down_blocks, _DOWN_TYPES)
+    check_blocks(mid, _MID_TYPES)
+    check_blocks(unet.up_blocks, _UP_TYPES)
+    return count_resnets(unet.up_blocks)
+
+
+def check_blocks(blocks: Iterable[nn.Module], types: tuple[type[nn.Module], ...]) -> None:
+    """Raises TypeError unless all blocks are of ``types``."""
+    for block in blocks:
+        if not isinstance(block, types):
+            names = " or ".join(kind.__name__ for kind in types)
+            fail(TypeError, "unet", f"blocks of type {names}", type(block).__name__, "use another U-Net")
+
+
+def count_resnets(blocks: Iterable[nn.Module]) -> int:
+    return sum(len(block.resnets) for block in blocks)
 
 
 def cut(unet: UNet2DConditionModel, position: int) -> Layout:
     """Cuts ``unet`` at ``position``, an int from 1 to ``count_positions(unet)``."""
-    position = check_int("position", position, 1, count_positions(unet))
+    return cut_blocks(unet, check_int("position", position, 1, count_positions(unet)))
+
+
+def cut_blocks(unet: nn.Module, position: int) -> Layout:
+    """Cuts the blocks of ``unet``, which were checked before, at a ``position`` that was."""
     # conv_in makes skip 0, so k - 1 units of the way down are kept; of the way up all but the last k.
     head_down, deep_down = _divide(unet.down_blocks, position - 1)
-    deep_up, tail_up = _divide(unet.up_blocks, count_positions(unet) - position)
+    deep_up, tail_up = _divide(unet.up_blocks, count_resnets(unet.up_blocks) - position)
     return Layout(head_down, deep_down, deep_up, tail_up)
 
 
 def _count_units(block: nn.Module) -> int:
     """Steps of a block at which it may be cut: resnets, and a down block's resampler (it makes a skip too)."""
-    return len(block.resnets) + (isinstance(block, _DOWN_TYPES) and block.downsamplers is not None)
+    return len(block.resnets) + (isinstance(block, _ALL_DOWN_TYPES) and block.downsamplers is not None)
 
 
 def _divide(blocks: nn.ModuleList, count: int) -> tuple[list[BlockPart], list[BlockPart]]:

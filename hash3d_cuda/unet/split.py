@@ -19,17 +19,6 @@ from .layout import BlockPart, count_positions, cut
 MODEL_FORWARD = UNet2DConditionModel.forward  # what this module restates, as diffusers wrote it
 
 
-class Conditioning(NamedTuple):
-    """What every block is given besides the running sample, for ``R`` rows."""
-
-    emb: Tensor  # [R, D], time and added embeddings
-    encoder_hidden_states: Any  # [R, tokens, D]; with an IP-Adapter, that and its image embeddings
-    attention_mask: Tensor | None  # bias [R, 1, tokens]
-    encoder_attention_mask: Tensor | None  # bias [R, 1, tokens]
-    cross_attention_kwargs: dict[str, Any] | None
-    odd_size: bool  # the sample does not divide by the upsampling factor: sizes must be handed to the upsamplers
-
-
 class Residuals(NamedTuple):
     """What a ControlNet or T2I-Adapter adds, for ``R`` rows."""
 
@@ -41,6 +30,18 @@ class Residuals(NamedTuple):
 NO_RESIDUALS = Residuals()
 
 
+class Conditioning(NamedTuple):
+    """What every block is given besides the running sample, and what is added between them, for ``R`` rows."""
+
+    emb: Tensor  # [R, D], time and added embeddings
+    encoder_hidden_states: Any  # [R, tokens, D]; with an IP-Adapter, that and its image embeddings
+    attention_mask: Tensor | None  # bias [R, 1, tokens]
+    encoder_attention_mask: Tensor | None  # bias [R, 1, tokens]
+    cross_attention_kwargs: dict[str, Any] | None
+    odd_size: bool  # the sample does not divide by the upsampling factor: sizes must be handed to the upsamplers
+    residuals: Residuals = NO_RESIDUALS
+
+
 class SplitUNet:
     """A ``UNet2DConditionModel`` cut at ``position`` (1 to ``count_positions(unet)``, see :mod:`.layout`).
 
@@ -50,6 +51,7 @@ class SplitUNet:
 
     def __init__(self, unet: UNet2DConditionModel, position: int) -> None:
         self.layout = cut(unet, position)
+        self.cut_blocks = self.layout.cut_blocks
         self.unet = unet
         self.position = position
         self.positions = count_positions(unet)
@@ -60,7 +62,7 @@ class SplitUNet:
         with lora_scale(self.unet, call.cross_attention_kwargs) as attention_kwargs:
             residuals = gather_residuals(call)
             hidden, skips, conditioning = self.head(*head_inputs(call, attention_kwargs), residuals)
-            feature = self.deep(hidden, conditioning, residuals)
+            feature = self.deep(hidden, conditioning)
             return self.tail(feature, skips, conditioning)
 
     def head(
@@ -103,16 +105,17 @@ class SplitUNet:
             encoder_attention_mask,
             cross_attention_kwargs,
             odd_size,
+            residuals,
         )
         sample = unet.conv_in(sample)
         sample, skips = self._down(self.layout.head_down, sample, (sample,), conditioning, residuals)
         # The running sample goes on without the ControlNet's residuals, which the model adds at the very end.
         return sample, _add(skips, residuals.skips, 0), conditioning
 
-    def deep(self, hidden: Tensor, conditioning: Conditioning, residuals: Residuals = NO_RESIDUALS) -> Tensor:
+    def deep(self, hidden: Tensor, conditioning: Conditioning) -> Tensor:
         """The rest of the way down, the mid block and the up-resnets before the cut: ``head``'s running sample in, the
-        feature ``[R, C, H', W']`` out. Rows may be any subset, if all three arguments have the same."""
-        unet = self.unet
+        feature ``[R, C, H', W']`` out. Rows may be any subset, if both arguments have the same."""
+        unet, residuals = self.unet, conditioning.residuals
         sample, skips = self._down(self.layout.deep_down, hidden, (), conditioning, residuals)
         skips = _add(skips, residuals.skips, self.position)
         if unet.mid_block is not None:

@@ -1,0 +1,59 @@
+"""The adapter of diffusers' ``UNet2DConditionModel``: Stable Diffusion, SDXL, Zero123 in diffusers' format."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor, nn
+
+from .adapter import Adapter
+from .call import UNetCall, lora_scale
+from .layout import count_positions
+from .split import MODEL_FORWARD, SplitUNet, gather_residuals, head_inputs
+
+
+class ConditionAdapter(Adapter):
+    """The forward is restated in :mod:`.split`, so that its parts compile; GLIGEN runs plain."""
+
+    looked_for = "a diffusers UNet2DConditionModel"
+    compiles = True
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        return isinstance(model, UNet2DConditionModel)
+
+    def count_positions(self) -> int:
+        return count_positions(self.model)
+
+    def split(self, position: int) -> SplitUNet:
+        return SplitUNet(self.model, position)
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        return MODEL_FORWARD  # also for a subclass: one with a forward of its own is not split
+
+    @property
+    def latent_channels(self) -> int:
+        return self.model.config.out_channels
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall:
+        return UNetCall(*args, **kwargs)
+
+    def why_plain(self, call: UNetCall) -> str | None:
+        return "gligen" if (call.cross_attention_kwargs or {}).get("gligen") is not None else None
+
+    def takes_rows(self, call: UNetCall, conditioning: Any) -> bool:
+        return call.can_take
+
+    def during(self, call: UNetCall) -> contextlib.AbstractContextManager[Any]:
+        return lora_scale(self.model, call.cross_attention_kwargs)
+
+    def inputs(self, call: UNetCall, entered: Any) -> tuple[Any, ...]:
+        return *head_inputs(call, entered), gather_residuals(call)
+
+    def wrap(self, output: Tensor, call: UNetCall) -> Any:
+        return UNet2DConditionOutput(sample=output) if call.return_dict else (output,)
