@@ -14,7 +14,17 @@ from sds_stand_ins import TinyPrior
 
 import hash3d_cuda as h3d
 from hash3d_cuda.cli import main
-from hash3d_cuda.plan import PRESETS, RELEASED_INDEXING, CacheSetting, ViewRanges, plan, settings_keys, simulate
+from hash3d_cuda.plan import (
+    PRESETS,
+    RELEASED_INDEXING,
+    CacheSetting,
+    ViewRanges,
+    plan,
+    plan_recipe,
+    settings_keys,
+    simulate,
+)
+from hash3d_cuda.plan.report import windows
 from hash3d_cuda.plan.simulate import BYPASS, MISS
 from hash3d_cuda.sds.settings import POSE_GRIDS, GenerateSettings
 
@@ -114,6 +124,23 @@ def test_settings_bring_their_own_cache():
     assert found.unet == "shipped" and found.setting.grids == POSE_GRIDS and found.setting.position == 3
     assert found.simulation.grid.shape == (30, 2) and found.memory.allocated <= 32 * 2**20
     assert plan(replace(settings, cache=False)).simulation.x == 0
+
+
+def test_recipes():
+    pytest.importorskip("hash3d_cuda.sds.recipes", reason="a part of its own")
+    found = plan_recipe("dreamgaussian", "small", {"seed": 3, "memory_budget": "64MiB"})
+    assert len(found) == 1 and found[0].unet == "shipped"  # its second stage reuses in time
+    assert found[0].setting.seed == 3 and found[0].memory.allocated <= 64 * 2**20
+    assert plan_recipe("dreamgaussian", "paper")[0].unet == "zero123"
+    with pytest.raises(ValueError, match="recipe"):
+        plan_recipe("nothing of the kind")
+
+
+def test_curves_add_up():
+    run = simulate(PRESETS["zero123"].keys(0), 0.5)
+    _, shares, served = windows(run.grid, 3)
+    assert served.mean() == pytest.approx(run.x, abs=0.01) and shares.sum(axis=0).max() <= 1
+    assert shares.sum(axis=0).mean() == pytest.approx(run.hit_rate, abs=0.05)
 
 
 def test_coverage_grows_and_is_looked_at_without_a_trace():

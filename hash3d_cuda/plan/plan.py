@@ -260,12 +260,16 @@ def plan_recipe(
         options = {"ranges": VIEWED_FROM, **options}
         options["unet"] = options.get("unet") or ("sd21" if recipe.kind == "text" else "zero123")
     found = []
-    stages: Sequence[Any] = recipe.settings(scale)
+    overrides = dict(setting_overrides or {})
+    if "memory_budget" in overrides:
+        overrides.setdefault("capacity", None)
+    seed = {"seed": overrides["seed"]} if "seed" in overrides else {}  # of the views too
+    stages: Sequence[Any] = recipe.settings(scale, **seed)
     for number, settings in enumerate(stages, 1):
         # Refined pictures are denoised step by step from one pose: reuse in time, which needs no prediction.
         if getattr(settings, "objective", "sds") != "sds":
             continue
-        setting = replace(setting_of(settings), **(setting_overrides or {}))
+        setting = replace(setting_of(settings), **overrides)
         title = recipe.title + (f", stage {number}" if len(stages) > 1 else "")
         found.append(plan(settings, setting, title=title, **options))
     if not found:

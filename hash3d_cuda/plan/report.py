@@ -18,7 +18,7 @@ NOTES = (
     "Bounds count multiply-accumulates: what the table itself and the misses' appends cost is not in them.",
     "What reuse costs in quality is not predicted: it grows with eta and with the cells, and falls with k.",
 )
-WINDOWS = 40  # of the plotted curves
+WINDOWS, TRIED = (4, 40), 20  # of the plotted curves, and the tried views that each should have
 
 
 def rows(plan: Plan) -> list[tuple[str, str]]:
@@ -108,7 +108,7 @@ def plot(plans: Sequence[Plan], path: Path) -> None:
         left.set(title=f"{plan.title}: hit rate", xlabel="step", ylabel="share of tried views", ylim=(0, 1))
         left.legend(fontsize="small", loc="upper left")
         right.plot(middles, served, label="x")
-        right.axhline(plan.setting.eta, color="grey", linestyle=":", label="eta, the most that x can be")
+        right.axhline(plan.setting.eta, color="grey", linestyle=":", label="eta")
         bound = f"U-Net at most {plan.unet_bound:.3f}x, step at most {plan.step_bound:.3f}x"
         top = 1.25 * max(plan.setting.eta, float(served.max()), 0.04)
         right.set(title=bound, xlabel="step", ylabel="share of views served", ylim=(0, top))
@@ -119,7 +119,8 @@ def plot(plans: Sequence[Plan], path: Path) -> None:
 def windows(grid: np.ndarray, grids: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Curves over the run from int8 ``[steps, B]``: middles ``[W]``, hit rate by grid ``[M, W]`` (of the tried views of
     a window; the value before where none was tried), and x ``[W]``."""
-    pieces = np.array_split(np.arange(len(grid)), min(WINDOWS, len(grid)))
+    count = int(np.clip((grid != BYPASS).sum() // TRIED, *WINDOWS))
+    pieces = np.array_split(np.arange(len(grid)), min(count, len(grid)))
     middles = np.array([piece.mean() for piece in pieces])
     shares = np.zeros((grids, len(pieces)))
     for column, piece in enumerate(pieces):
