@@ -23,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hash3d_cuda.config import DEFAULT_MEMORY_BUDGET
 from hash3d_cuda.sds.settings import GenerateSettings
 
 try:
@@ -38,6 +39,8 @@ RECIPES = (
 SCALES = ("small", "paper")
 KINDS = ("text", "image")
 MOST_STAGES = 2
+# Entries of real U-Nets take megabytes: 256 MiB would hold 48 of SD's.
+SCALE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"small": {}, "paper": {"memory_budget": DEFAULT_MEMORY_BUDGET}}
 # What belongs to a run and not to a system.
 NOT_A_RECIPES = ("seed", "device", "checkpoint_every", "turntable_frames", "turntable_size")
 
@@ -143,7 +146,7 @@ def read_stage(stage: Any) -> Stage:
             raise ValueError(f"{name}: expected a table of settings, got {values!r}")
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{name}: unknown field {', '.join(unknown)}")
-    scales = {scale: {**parts["common"], **parts[scale]} for scale in SCALES}
+    scales = {scale: {**SCALE_DEFAULTS[scale], **parts["common"], **parts[scale]} for scale in SCALES}
     for scale, values in scales.items():
         try:
             GenerateSettings.from_dict(values)
