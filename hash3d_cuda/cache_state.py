@@ -278,8 +278,11 @@ def _sketch(unet: nn.Module) -> int:
         told.append(f"{name} {list(weight.shape)} {weight.dtype}")
         if not weight.is_meta and weight.numel():
             places = torch.linspace(0, weight.numel() - 1, min(_PLACES, weight.numel()), dtype=torch.float64).long()
-            at = torch.unravel_index(places.to(weight.device), weight.shape) if weight.dim() else ()
-            drawn.append(weight.detach()[at].reshape(-1).to(torch.float32))
+            flat, places = weight.detach(), places.to(weight.device)
+            # channels_last: without a copy, from the same places
+            at = (places,) if flat.is_contiguous() else torch.unravel_index(places, flat.shape)
+            flat = (flat.view(-1) if flat.is_contiguous() else flat)[at]
+            drawn.append(flat.to(torch.float32))
     total = zlib.crc32("\n".join(told).encode())
     for tensor in drawn:
         total = zlib.crc32(tensor.cpu().numpy().data, total)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from unet_shapes import build_inputs, build_unet
+from unet_shapes import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, build_inputs, build_unet
 
 import hash3d_cuda as h3d
 from hash3d_cuda.hook import Hash3DCache
@@ -21,13 +21,19 @@ from hash3d_cuda.hook import Hash3DCache
 pytest_plugins = ["eager_runner"]
 OPTIONS: dict[str, Any] = {"eta": 0.7, "position": 2, "groups": 2, "capacity": 24, "num_buckets": 101}
 STEPS = 24
+SMALL: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "down_block_types": (CROSS_DOWN, PLAIN_DOWN),
+    "up_block_types": (PLAIN_UP, CROSS_UP),
+    "layers_per_block": 1,
+}
 
 
 class Loop:
     """Forwards of a U-Net under a cache: random views of a few cells, two prompts in turn."""
 
-    def __init__(self, seed: int = 0, name: str = "sd15", **options: Any) -> None:
-        self.unet = build_unet(name, seed=seed)
+    def __init__(self, seed: int = 0, **options: Any) -> None:
+        self.unet = build_unet("sd15", seed=seed, **SMALL)
         self.cache = h3d.apply_hash3d(self.unet, h3d.Hash3DConfig(**{**OPTIONS, **options}))
         self.step = 0
         self.prompts = ["a bear", ("a horse", 2, None)]
@@ -240,6 +246,13 @@ def test_too_many_tables_are_refused():
     loop.run(6)
     with pytest.raises(ValueError, match="max_conditions"):
         Loop(max_conditions=1, capacity=12).cache.load_state_dict(loop.cache.state_dict())
+
+
+def test_the_layout_of_weights_does_not_matter():
+    loop, other = Loop(), Loop()
+    loop.run(2)
+    other.unet.to(memory_format=torch.channels_last)
+    other.cache.load_state_dict(loop.cache.state_dict())
 
 
 def test_an_id_that_only_this_process_knows_is_refused():
