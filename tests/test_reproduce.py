@@ -182,7 +182,8 @@ def test_cells_of_a_table():
     assert written.table_lines([{"a": 1}, {"b": 2.0}])[2:] == ["| 1 | - |", "| - | 2.000 |"]
 
 
-def test_a_sweep_is_the_same_runs_as_one_by_one(tmp_path):
+def test_a_sweep_is_the_same_runs_as_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("hash3d_cuda.reproduce.quality.perceptual_scores", lambda *_: {})
     where = context(tmp_path)
     told = [{"ablation": "none"}, {"ablation": "no-keys", "eta": 0.7, "grids": "stretched"}]
     swept = sweep(where, "cactus", "name", 6, told)["runs"]

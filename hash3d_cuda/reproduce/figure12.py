@@ -31,7 +31,9 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
     found = studies.of(results, "retrieval")
     titles = {"none": "no cache", "default": "ours"} | {name: ABLATIONS[name].label for name in NAMES[:2]}
     runs = {BASELINE: titles["none"]} | {run_of(name, STRONG): titles[name] for name in NAMES}
-    rows = [row(found, run, retrieval=title, eta=STRONG["eta"]) for run, title in runs.items()]
+    rows = [
+        row(found, run, retrieval=title, eta="-" if run == BASELINE else STRONG["eta"]) for run, title in runs.items()
+    ]
     served = ", ".join(f"{r['x']:.3f} ({r['retrieval']})" for r in rows[1:])
     changes = ", ".join(f"{signed(change(found, run))} dB ({title})" for run, title in list(runs.items())[1:])
     return {

@@ -116,19 +116,24 @@ def plot_time_and_quality(curve: Mapping[str, Any], label: str, path: Path, log:
     save(figure, path)
 
 
-def plot_bars(values: Mapping[str, Mapping[str, float]], ylabels: Sequence[str], path: Path) -> None:
-    """One panel per measure, one bar per name; ``values[name][measure]``."""
+def plot_bars(values: Mapping[str, Mapping[str, float | None]], measures: Sequence[str], path: Path) -> None:
+    """One panel per measure, one bar per name, ``values[name][measure]``; points, on an axis that does not begin at 0,
+    where the values are near each other."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(ylabels), figsize=(3.4 * len(ylabels), 0.9 + 0.36 * len(values)), sharey=True)
-    for axis, measure in zip([axes] if len(ylabels) == 1 else list(axes), ylabels, strict=True):
-        numbers = [one.get(measure) for one in values.values()]
-        axis.barh(list(values), [0.0 if number is None else number for number in numbers], color="#7a9cc6")
-        known = [number for number in numbers if number is not None]
-        if known and min(known) > 0 and max(known) < 1.5 * min(known):  # near each other: show the differences
-            spread = max(max(known) - min(known), 1e-3 * max(known))
-            axis.set_xlim(min(known) - spread, max(known) + 0.4 * spread)
+    size = (3.4 * len(measures), 0.9 + 0.36 * len(values))
+    figure, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
+    for axis, measure in zip(axes[0], measures, strict=True):
+        known = {name: one[measure] for name, one in values.items() if one.get(measure) is not None}
+        axis.barh(list(values), [0.0] * len(values))  # every name has its line, also where nothing is known
+        if known and min(known.values()) > 0 and max(known.values()) < 1.5 * min(known.values()):
+            axis.clear()
+            axis.scatter([known.get(name, float("nan")) for name in values], list(values), color="#4a72a8")
+            axis.grid(axis="y", alpha=0.4)
+        else:
+            axis.barh(list(known), list(known.values()), color="#7a9cc6")
+        axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel(measure)
-        axis.invert_yaxis() if axis is (axes if len(ylabels) == 1 else axes[0]) else None
+    axes[0][0].invert_yaxis()
     save(figure, path)
 
 
