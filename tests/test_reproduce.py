@@ -307,3 +307,27 @@ def test_the_list_names_every_experiment(capsys):
     assert main(["reproduce", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == registry.known() and len(lines) > 8
+
+
+def test_tables_1_and_2(tmp_path):
+    module = registry.load("tables-1-2")
+    plain = {
+        "quality": {"psnr": 20.0, "ssim": 0.8}, "hit_rate": 0.0, "x": 0.0, "seconds": 10.0, "unet_full_seconds": 5.0,
+        "same_seconds": 4.0, "hit_cost_r": None,
+    }  # fmt: skip
+    served = plain | {"quality": {"psnr": 19.5, "ssim": 0.7}, "hit_rate": 0.6, "x": 0.5, "seconds": 4.0}
+    found = {"none": plain, "paper": dict(plain), "strong": served | {"same_seconds": 2.0}}
+    runs = {name: {**run, **module.against(run, plain, 0.2)} for name, run in found.items()}
+    assert runs["strong"]["speed_up"] == 2.5 and runs["strong"]["drift"] == 2.0, "half of it is the machine's"
+    assert runs["strong"]["bound_step"] == pytest.approx(1 / (1 - 0.5 * 0.5 * 0.8))
+    assert module.against(served, plain, None)["bound_step"] is None
+    results = {
+        f"{name}, {thing}": {"title": name, "kind": kind, "two_priors": name == "magic123", "runs": runs}
+        for name, kind in (("magic123", "image"), ("dreamfusion", "text")) for thing in OBJECTS
+    }  # fmt: skip
+    summary = module.summarise(context(tmp_path), results)
+    assert [row["cache"] for row in summary["rows"]] == [*module.TITLES.values()] * 2
+    assert [row["MACs, G"] for row in summary["rows"][::3]] == pytest.approx([847.38, 678.6], abs=0.011)
+    assert summary["rows"][2]["PSNR change, dB"] == pytest.approx(-0.5) and "-0.50 dB" in summary["findings"][1]
+    module.plot(summary, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
