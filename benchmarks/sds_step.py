@@ -15,7 +15,7 @@ from torch import Tensor
 import hash3d_cuda as h3d
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.sds.run import SdsRun
-from hash3d_cuda.sds.sampler import StepViews
+from hash3d_cuda.sds.sampler import StepViews, ViewSampler
 from hash3d_cuda.sds.settings import GenerateSettings
 
 TOKENS = 77
@@ -56,18 +56,12 @@ class UnetAlone(Prior):
         return {"encoder_hidden_states": self.context.repeat_interleave(len(azimuth), 0)}
 
 
-class OneView:
-    """A sampler that looks at one view all the time, so that every step after the first can be a hit."""
+class OneView(ViewSampler):
+    """Looks at one view all the time, so that every step after the first can be a hit."""
 
-    @staticmethod
-    def views(step: int) -> StepViews:
+    def views(self, step: int) -> StepViews:
         """The view of all steps."""
         return StepViews(*([float(POSE[name])] for name in ("elevation", "azimuth", "radius")), [TIMESTEP])
-
-    @staticmethod
-    def noise_seed(step: int) -> int:
-        """A seed of its own for each step."""
-        return step
 
 
 @contextmanager
@@ -76,7 +70,7 @@ def sds_step(device: str, side: int, decide: str | None, **config: Any) -> Itera
     prior = UnetAlone(make_unet(device, **config), side)
     settings = GenerateSettings(views_per_step=1, cache=False, device=device, steps=10**6)
     with SdsRun(prior, prior.resolve("anything"), settings) as run:
-        run.sampler = OneView()
+        run.sampler = OneView(settings, prior.elevation_range, prior.radius_range)
         if decide is not None:
             options = h3d.Hash3DConfig(eta=1.0, position=POSITION, groups=2, capacity=4, decide=decide)
             run.cache = run.guidance.cache = h3d.apply_hash3d(prior.unet, options)

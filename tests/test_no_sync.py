@@ -22,7 +22,7 @@ from hash3d_cuda import calls
 from hash3d_cuda.poses import HostCopies
 from hash3d_cuda.prior.base import Subject
 from hash3d_cuda.sds.run import SdsRun
-from hash3d_cuda.sds.sampler import StepViews
+from hash3d_cuda.sds.sampler import StepViews, ViewSampler
 from hash3d_cuda.sds.settings import GenerateSettings
 from hash3d_cuda.store import TableStore
 from hash3d_cuda.tracked import TrackedTable
@@ -49,8 +49,8 @@ class GpuPrior(TinyPrior):
 class Scripted:
     """A sampler whose views are written down."""
 
-    def __init__(self, script: list[list[tuple]], noise_seed: Any) -> None:
-        self.script, self.noise_seed = script, noise_seed
+    def __init__(self, script: list[list[tuple]], drawn: ViewSampler) -> None:
+        self.script, self.noise_seed, self.shading = script, drawn.noise_seed, drawn.shading
 
     def views(self, step: int) -> StepViews:
         return StepViews(*(list(column) for column in zip(*self.script[step], strict=True)))
@@ -70,7 +70,7 @@ def picture() -> Image.Image:
 
 def start(prior: Any, settings: GenerateSettings, subject: Any = "cube") -> SdsRun:
     run = SdsRun(prior, prior.resolve(subject), settings)
-    run.sampler = Scripted(SCRIPT, run.sampler.noise_seed)
+    run.sampler = Scripted(SCRIPT, run.sampler)
     return run
 
 

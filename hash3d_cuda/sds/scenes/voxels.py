@@ -95,8 +95,9 @@ class VoxelScene(Scene):
             for rays in zip(*(v.split(CHUNK) for v in (nearest, directions, half)), strict=True)
         ]
         views = torch.cat(parts, -1).view(-1, len(elevation), size, size).transpose(0, 1)
-        colour, alpha, normal = views.split([self.channels, 1, views.shape[1] - self.channels - 1], 1)
+        colour, alpha = views[:, : self.channels], views[:, self.channels : self.channels + 1]
         if shading is not None:
+            normal = views[:, self.channels + 1 :]
             return shade(colour, alpha, normal, shading, light_or_camera(light, elevation, azimuth, radius))
         if self.background is not None:
             return Rendered(colour + (1 - alpha) * self.background[:, None, None], alpha)
