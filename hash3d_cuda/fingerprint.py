@@ -12,6 +12,7 @@ from .unet import UNetCall
 from .unet.adapter import Call
 from .watch import ModelWatch
 
+_MODULE = set(vars(nn.Module())) - {"training"}  # torch's own attributes
 _FREEU = ("s1", "s2", "b1", "b2")
 
 
@@ -22,11 +23,19 @@ class Same:
         self._value = value
 
     def portable(self) -> dict[str, Any]:
-        """What another process can compare: the object's class and its public attributes. Weights are not among these;
-        raises TypeError for an object without attributes of its own."""
-        kind = f"{type(self._value).__module__}.{type(self._value).__qualname__}"
-        told = {name: value for name, value in vars(self._value).items() if not name.startswith("_")}
-        return {"class": kind, **told}
+        """What another process can compare: the object's class and its attributes; of a module, those that are no
+        weights or parts of it.
+
+        Raises:
+            TypeError: they do not tell what the object does: it is a function or the like, or has none of its own.
+        """
+        kind = type(self._value)
+        if kind.__module__ in ("builtins", "functools"):
+            raise TypeError(f"expected an object whose attributes tell what it does, got a {kind.__qualname__}")
+        attributes = vars(self._value)
+        if isinstance(self._value, nn.Module):
+            attributes = {name: value for name, value in attributes.items() if name not in _MODULE}
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", **attributes}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other._value is self._value
