@@ -92,7 +92,8 @@ def restore(
                 f"{path}: expected the U-Net's weights to be those that the entries were made with, got others; load "
                 "the weights before the cache, or leave the cache empty"
             )
-        store = None if about["options"] is None else _rebuild(cache, about, tables, device, path)
+        # Without entries there is nothing that the next forward's shape must agree with.
+        store = _rebuild(cache, about, tables, device, path) if about["names"] else None
         cached = cache._cached
         coin = _coin(about["coin"], path)
         cached.forget_shapes()
