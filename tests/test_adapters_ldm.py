@@ -219,3 +219,35 @@ def test_patched_attention_is_noticed() -> None:
             with cache.bypass():
                 assert torch.equal(found, model(**call))
     assert kinds[:6] == ["miss", "hit"] * 3
+
+
+def test_an_output_of_zeros_proves_nothing() -> None:
+    """A model as it is made, before its weights are loaded: that the split agrees then does not count later."""
+    model, call = build("ldm"), build_call("ldm", rows=2)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.__class__, model.strength = Controlled, 0.5
+    with torch.no_grad():
+        for parameter in model.out.parameters():
+            parameter.zero_()
+    cache = apply(model)
+    for answer in (None, "wiring"):
+        with cache.views(**poses(0)):
+            found = model(**call)
+        assert cache.last.plain == answer
+        with cache.bypass():
+            assert torch.equal(found, model(**call))
+        model.load_state_dict(weights)
+
+
+def test_the_comparison_leaves_the_random_state_alone() -> None:
+    model, call = build("ldm"), build_call("ldm", rows=2)
+    model.middle_block.append(nn.Dropout(0.5))
+    model.train()
+    cache = apply(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = model(**call)
+        torch.manual_seed(3)
+        with cache.views(**poses(0)):
+            assert torch.equal(model(**call), expected)
+    assert cache.last.kinds == ("miss",), "and it agrees"
