@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import warnings
 import zlib
 from collections import Counter, OrderedDict
@@ -27,10 +28,11 @@ from torch import Tensor, nn
 
 from . import storage
 from .cached import CachedForward
-from .checks import fail
+from .checks import check_device, fail
 from .device_forward import DeviceForward
 from .fingerprint import ModelState, Same
 from .options import TableOptions
+from .rows import RowLayout
 from .store import TableStore
 from .tracked import TrackedTable
 
@@ -90,11 +92,12 @@ def restore(
                 f"{path}: expected the U-Net's weights to be those that the entries were made with, got others; load "
                 "the weights before the cache, or leave the cache empty"
             )
-        store = None if about["options"] is None else _rebuild(cache, about, tables, device, path)
+        # Without entries there is nothing that the next forward's shape must agree with.
+        store = _rebuild(cache, about, tables, device, path) if about["names"] else None
         cached = cache._cached
+        coin = _coin(about["coin"], path)
         cached.forget_shapes()
-        version, numbers, gauss = about["coin"]
-        cached._coin.setstate((version, tuple(numbers), gauss))
+        cached._coin.setstate(coin)
         cached._rejected, cached.store = about["rejected"], store
         cache._counts = Counter(about["counts"])
         cache._copies.count = about["host_syncs"]
@@ -222,10 +225,21 @@ def _options(config: Hash3DConfig, store: TableStore) -> dict[str, Any]:
     """What must be the same for the entries to be of use."""
     arguments = {**store._arguments, "device": "cpu"}
     options = TableOptions.build(store.feature_shape, store._latent_shape, **arguments)
-    rows = config.rows if isinstance(config.rows, str) else "your own"
+    rows = config.rows if isinstance(config.rows, str) else _items(config)
     table = storage.options_record(options, options.resolve_capacity())
     about = {"position": config.position, "groups": config.groups, "rows": rows, "mode": config.mode, **table}
     return {**json.loads(json.dumps(about)), "device": str(store.device)}
+
+
+def _items(config: Hash3DConfig) -> Any:
+    """What an order of rows of the user's own does with small batches: the order in an entry's feature follows it."""
+    layout, found = RowLayout(config.rows, config.groups), []
+    for batch in (1, 2, 3):
+        try:
+            found.append(layout.items(batch))
+        except ValueError:  # it is for one size of batch only
+            found.append([])
+    return found if any(found) or callable(config.rows) else [layout.items(len(config.rows))]
 
 
 def _layout(cached: CachedForward | DeviceForward) -> list[str] | None:
@@ -249,14 +263,26 @@ def _check(state: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[di
     return about, tables
 
 
+def _coin(state: Any, path: str) -> tuple[Any, ...]:
+    """The state of a random.Random from JSON values; raises ValueError when it is none."""
+    try:
+        version, numbers, gauss = state
+        random.Random().setstate((version, tuple(numbers), gauss))
+    except (TypeError, ValueError, OverflowError):
+        fail(ValueError, path, "the coin that Hash3DCache.state_dict() returned", state, "save it again")
+    return version, tuple(numbers), gauss
+
+
 def _rebuild(
     cache: Hash3DCache, about: dict[str, Any], tables: list[dict[str, Tensor]], device: Any, path: str
 ) -> ResumedStore:
     """A store with the tables of a state; raises ValueError when the cache's options are others."""
     saved = about["options"]
+    place = check_device("device", saved["device"] if device is None else device)
+    place = torch.empty(0, device=place).device  # as tensors there name it: samples are compared with it
     store = ResumedStore(
         cache.config, saved["feature_shape"], saved["latent_shape"], getattr(torch, saved["feature_dtype"]),
-        torch.device(saved["device"] if device is None else device), cache._copies,
+        place, cache._copies,
         followed=cache._device is None, state=cache._state,
     )  # fmt: skip
     for name, mine in _options(cache.config, store).items():

@@ -79,6 +79,10 @@ class CachedForward:
         self._rejected = self.rejected
         self.store = self._room = None
 
+    def release(self) -> None:
+        """Lets go of the model; no call may follow."""
+        del self._parts
+
     def _latents(self, sample: Tensor, firsts: Sequence[int]) -> Tensor:
         """The noisy part of every item's first row, ``[B, out_channels, H, W]``."""
         return take_rows(sample, firsts, len(sample))[:, : self._latent_channels]

@@ -236,6 +236,10 @@ class DeviceForward:
         self.store = self._counts = None
         self._programs.clear()
 
+    def release(self) -> None:
+        """Lets go of the model; no call may follow."""
+        del self._parts, self._unet
+
     @staticmethod
     def _condition(views: DeviceViews, batch: int) -> Hashable:
         conditions = set(views.conditions(batch))

@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -233,7 +233,7 @@ class Hash3DCache:
 
     def remove(self) -> None:
         """Takes the cache away: the U-Net is as it was before, and the tables' memory is free. The counters stay
-        readable. A second call does nothing.
+        readable, and the handle does not keep the U-Net alive. A second call does nothing.
 
         Raises:
             RuntimeError: something else was wrapped around the U-Net's forward since; take that away first.
@@ -243,15 +243,19 @@ class Hash3DCache:
                 return
             self._hook.uninstall()
             self._cached.forget_shapes()
+            self._cached.release()
             self._unet = None
+            del self._adapter, self._hook, self._parts, self._state  # all hold the U-Net
 
-    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The hooked forward."""
+    def _forward(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The hooked forward; ``original`` is the one below."""
         views = self._local.current
         if views is None:
             self.last = Decision(plain="outside views")
-            return self._hook.original(*args, **kwargs)
+            return original(*args, **kwargs)
         with self._lock:
+            if self._unet is None:  # removed by another thread meanwhile
+                return original(*args, **kwargs)
             self._counts["forward"] += 1
             if _is_transformed():
                 return self._run_plain("transforms", args, kwargs)

@@ -23,7 +23,7 @@ def has_hook(unet: nn.Module) -> bool:
 
 
 class RootHook(ModelHook):
-    """Hands a U-Net's calls to ``forward(args, kwargs)``.
+    """Hands a U-Net's calls to ``forward(original, args, kwargs)``.
 
     Args:
         unet: the U-Net; nothing is changed before ``install()``.
@@ -34,7 +34,7 @@ class RootHook(ModelHook):
     def __init__(
         self,
         unet: nn.Module,
-        forward: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+        forward: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any],
         models: Callable[..., Any],
     ) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class RootHook(ModelHook):
     # diffusers calls this in place of the forward. Compiled code must not look inside: the choice is the host's.
     @torch.compiler.disable
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self._forward(args, kwargs)
+        return self._forward(self.original, args, kwargs)
 
 
 def is_bare(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ldm_shapes import LatentDiffusion, LdmUNet, build, build_call
+from ldm_shapes import Attention, LatentDiffusion, LdmUNet, build, build_call
 from torch import Tensor, nn
 
 from hash3d_cuda.config import Hash3DConfig
@@ -199,3 +199,55 @@ def test_numbers_that_are_not_finite() -> None:
 def test_no_separate_compilation() -> None:
     with pytest.raises(ValueError, match=r"compile: expected False for a LdmUNet"):
         apply(build("ldm"), compile=True)
+
+
+def test_patched_attention_is_noticed() -> None:
+    """What prompt-to-prompt and token merging do to ldm's models: another forward on an attention module."""
+    model, call = build("ldm"), build_call("ldm", rows=2)
+    cache = apply(model)
+    attention = [module for module in model.modules() if isinstance(module, Attention)][-2]
+    own, kinds = attention.forward, []
+    for patch in (None, lambda *args: 2.0 * own(*args), lambda *args: 3.0 * own(*args), None):
+        if patch is None:
+            vars(attention).pop("forward", None)
+        else:
+            attention.forward = patch
+        for _ in range(2):
+            with cache.views(**poses(0)):
+                found = model(**call)
+            kinds.append(cache.last.kinds[0])
+            with cache.bypass():
+                assert torch.equal(found, model(**call))
+    assert kinds[:6] == ["miss", "hit"] * 3
+
+
+def test_an_output_of_zeros_proves_nothing() -> None:
+    """A model as it is made, before its weights are loaded: that the split agrees then does not count later."""
+    model, call = build("ldm"), build_call("ldm", rows=2)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.__class__, model.strength = Controlled, 0.5
+    with torch.no_grad():
+        for parameter in model.out.parameters():
+            parameter.zero_()
+    cache = apply(model)
+    for answer in (None, "wiring"):
+        with cache.views(**poses(0)):
+            found = model(**call)
+        assert cache.last.plain == answer
+        with cache.bypass():
+            assert torch.equal(found, model(**call))
+        model.load_state_dict(weights)
+
+
+def test_the_comparison_leaves_the_random_state_alone() -> None:
+    model, call = build("ldm"), build_call("ldm", rows=2)
+    model.middle_block.append(nn.Dropout(0.5))
+    model.train()
+    cache = apply(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = model(**call)
+        torch.manual_seed(3)
+        with cache.views(**poses(0)):
+            assert torch.equal(model(**call), expected)
+    assert cache.last.kinds == ("miss",), "and it agrees"

@@ -121,3 +121,6 @@ def test_pose_with_y_up() -> None:
         pose_from_camera(torch.zeros(3, 3))
     with pytest.raises(ValueError, match="up"):
         pose_from_camera(matrix, up="x")
+    for wrong in ("a camera", None, [[1.0, 2.0], [3.0]]):
+        with pytest.raises(TypeError, match=r"matrix: expected .*camera-to-world"):
+            pose_from_camera(wrong)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,3 +159,42 @@ def test_what_a_wrapper_holds_is_named() -> None:
         find_adapter(torch.compile(build("ldm")))
     with pytest.raises(TypeError, match="got 'NoneType'"):
         find_adapter(None)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "noise"}, {"decide": "device"}], ids=str)
+def test_a_removed_cache_lets_go_of_the_model(options: dict[str, Any], eager_runner: Any) -> None:  # noqa: F811
+    model, call = build("ldm"), build_call("ldm", rows=2)
+    cache = apply_hash3d(model, Hash3DConfig(eta=1.0, capacity=4, **options))
+    for _ in range(2):
+        with cache.views(10.0, 0.0, 2.0, timestep=5):
+            model(**call)
+    told = cache.stats()
+    cache.remove()
+    cache.remove()
+    left = weakref.ref(model)
+    del model
+    gc.collect()
+    assert left() is None
+    assert cache.stats() == replace(told, nbytes=0) and told.hits == 1 and cache.table is None
+
+
+def test_removed_while_a_forward_waits() -> None:
+    model, call = build("ldm"), build_call("ldm", rows=2)
+    full = model(**call)
+    cache = apply_hash3d(model, Hash3DConfig(eta=1.0, capacity=4))
+    found: list[Tensor] = []
+
+    def run() -> None:
+        with torch.no_grad(), cache.views(10.0, 0.0, 2.0, timestep=5):
+            entered.set()
+            found.append(model(**call))
+
+    entered = threading.Event()
+    with cache._lock:
+        thread = threading.Thread(target=run)
+        thread.start()
+        entered.wait()
+        time.sleep(0.05)  # it comes to the lock, or after the cache: the answer is right in either case
+        cache.remove()
+    thread.join()
+    assert torch.equal(found[0], full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -13,10 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from unet_shapes import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, build_inputs, build_unet
 
 import hash3d_cuda as h3d
+from hash3d_cuda.fingerprint import Same
 from hash3d_cuda.hook import Hash3DCache
+from hash3d_cuda.unet.multi_view import FrameRows
 
 pytest_plugins = ["eager_runner"]
 OPTIONS: dict[str, Any] = {"eta": 0.7, "position": 2, "groups": 2, "capacity": 24, "num_buckets": 101}
@@ -48,7 +52,7 @@ class Loop:
             condition = self.prompts[rng.randrange(2) % self.cache.config.max_conditions]
             views = self.cache.views([10.0, 40.0], azimuth, 2.0, timestep=500, condition=condition)
             with views:
-                output = self.unet(**build_inputs(self.unet, rows=4, seed=self.step)).sample
+                output = self.unet(**build_inputs(self.unet, rows=2 * self.cache.config.groups, seed=self.step)).sample
             made.append((self.cache.last.kinds, self.cache.table._state_dict()["serials"].tolist(), output))
             self.step += 1
         return made
@@ -178,7 +182,13 @@ def test_entries_of_weights_that_changed_are_left_out():
     loop.run(4)
     with torch.no_grad():
         loop.unet.conv_in.weight += 1
-    assert loop.cache.state_dict()["about"]["names"] == []
+    state = loop.cache.state_dict()
+    assert state["about"]["names"] == []
+    resumed = Loop(eta=1.0)
+    resumed.cache.load_state_dict(state)
+    with torch.no_grad(), resumed.cache.views(0.0, 0.0, 2.0, timestep=5):  # nothing is left that fixes the shape
+        resumed.unet(**build_inputs(resumed.unet, rows=4, size=(16, 16)))
+    assert resumed.cache.last.kinds == ("miss", "miss")
 
 
 def test_another_condition_or_state_of_the_model_is_not_served(monkeypatch):
@@ -221,6 +231,56 @@ def test_what_cannot_be_compared_is_left_out():
     with pytest.warns(RuntimeWarning, match="left out"):
         state = loop.cache.state_dict()
     assert state["about"]["names"] == []
+
+
+@pytest.mark.parametrize("processor", [lambda *_, **__: None, functools.partial(print, 1)], ids=["function", "partial"])
+def test_what_attributes_do_not_tell_is_left_out(processor):
+    """Another process would take any function for this one."""
+    with pytest.raises(TypeError, match="attributes"):
+        Same(processor).portable()
+
+
+def test_attributes_that_are_not_public_are_compared():
+    class Processor:
+        def __init__(self, strength: float) -> None:
+            self._strength = strength
+
+    assert Same(Processor(1.0)).portable() == Same(Processor(1.0)).portable() != Same(Processor(2.0)).portable()
+    module = nn.Linear(2, 2)
+    assert Same(module).portable()["in_features"] == 2 and "_parameters" not in Same(module).portable()
+
+
+def test_a_device_by_another_name():
+    loop = Loop(eta=1.0)
+    loop.run(6)
+    resumed = Loop(eta=1.0)
+    resumed.cache.load_state_dict(loop.cache.state_dict(), device="cpu:0")
+    resumed.step = 5
+    assert set(resumed.run(1)[0][0]) == {"hit"}
+    with pytest.raises(ValueError, match="device: expected"):
+        resumed.cache.load_state_dict(loop.cache.state_dict(), device="nowhere")
+
+
+def test_rows_of_the_users_own_are_compared():
+    loop = Loop(groups=4, rows=FrameRows(2))
+    loop.run(2)
+    state = through_torch(loop.cache.state_dict())
+    Loop(groups=4, rows=FrameRows(2)).cache.load_state_dict(state)
+    with pytest.raises(ValueError, match="state_dict: rows: expected"):
+        Loop(groups=4, rows=FrameRows(1)).cache.load_state_dict(state)
+    matrix = Loop(rows=[[0, 2], [1, 3]])
+    matrix.run(2)
+    Loop(rows=torch.tensor([[0, 2], [1, 3]])).cache.load_state_dict(matrix.cache.state_dict())
+
+
+def test_a_damaged_coin_changes_nothing():
+    loop = Loop()
+    loop.run(2)
+    before = loop.cache.state_dict()
+    for coin in (None, [3, [1, 2], None], [3, ["a"] * 625, None]):
+        with pytest.raises(ValueError, match="coin"):
+            loop.cache.load_state_dict({**before, "about": {**before["about"], "coin": coin}})
+    assert loop.cache.state_dict()["about"] == before["about"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from hash3d_cuda.sds import checkpoint
 from hash3d_cuda.sds.export import animation, write_glb, write_ply, write_turntable, write_views
 from hash3d_cuda.sds.export.mesh import surface, to_linear
 from hash3d_cuda.sds.loop import prepare_folder
@@ -185,6 +186,7 @@ def test_a_full_disk_is_an_os_error(tmp_path):
 import resource, sys, torch
 from pathlib import Path
 from hash3d_cuda.sds.outputs import staged
+from hash3d_cuda.sds import checkpoint
 from hash3d_cuda.sds.export import animation, write_glb, write_ply, write_turntable, write_views
 from hash3d_cuda.sds.scenes import make_scene
 scene = make_scene("gaussians", size=200, seed=0, device="cpu")
@@ -379,3 +381,25 @@ def test_a_swap_that_is_killed_loses_neither_and_is_ended_by_the_next_run(tmp_pa
         assert content(folder) == new
         count += 1
     assert count >= 10
+
+
+def test_stopped_between_two_checkpoints(tmp_path, monkeypatch):
+    """However often a save is stopped at the moment that it is to take its place, there is one to go on from."""
+    checkpoint.save_checkpoint(tmp_path, {"step": 1}, {})
+
+    def stopped(source, target):
+        if str(source).endswith(".new"):
+            at_that_moment.append(checkpoint.find_checkpoint(tmp_path))
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    at_that_moment = []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", stopped)
+        for step in (2, 3):
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save_checkpoint(tmp_path, {"step": step}, {})
+    assert [path and path.name for path in at_that_moment] == ["checkpoint.old"] * 2
+    assert checkpoint.load_checkpoint(tmp_path).about["step"] == 1
+    checkpoint.save_checkpoint(tmp_path, {"step": 4}, {})
+    assert checkpoint.load_checkpoint(tmp_path).about["step"] == 4

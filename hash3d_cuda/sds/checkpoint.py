@@ -52,8 +52,8 @@ def save_checkpoint(
         for index, cache in enumerate(caches):
             cache.save(new / cache_name(index))
         (new / "state.json").write_text(json.dumps({"format": FORMAT, **about}))
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
+        if final.exists():  # if not, the one before is ``old``: it stays until there is another
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(final, old)
         os.replace(new, final)
     except BaseException as error:

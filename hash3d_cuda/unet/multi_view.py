@@ -60,11 +60,15 @@ def pose_from_camera(matrix: Any, up: str = "z") -> tuple[Tensor, Tensor, Tensor
         TypeError, ValueError: naming the argument.
     """
     check_choice("up", up, ("z", "y"))
-    value = torch.as_tensor(matrix, dtype=torch.float32)
+    expected, remedy = "[..., 16], [..., 4, 4] or [..., 3, 4]", "pass camera-to-world matrices"
+    try:
+        value = torch.as_tensor(matrix, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):  # torch's own words do not name the argument
+        fail(TypeError, "matrix", f"numbers {expected}", matrix, remedy)
     if value.dim() > 0 and value.shape[-1] == 16:
         value = value.unflatten(-1, (4, 4))
     if value.dim() < 2 or value.shape[-2:] not in ((4, 4), (3, 4)):
-        fail(ValueError, "matrix", "[..., 16], [..., 4, 4] or [..., 3, 4]", value, "pass camera-to-world matrices")
+        fail(ValueError, "matrix", expected, value, remedy)
     x, y, z = value[..., :3, 3].unbind(-1)
     if up == "y":
         x, y, z = z, x, y

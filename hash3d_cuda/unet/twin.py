@@ -99,14 +99,18 @@ class TwinAdapter(Adapter):
         return None if self._agreed.get(training, True) else "wiring"
 
     def _agrees(self, call: Call) -> bool | None:
-        """Whether the split answers as the model does; None if nothing can be told, as no number is finite."""
-        expected = self.run(call).float()
+        """Whether the split answers as the model does; None if nothing can be told, as no number is finite or all are 0
+        (ldm's last layer starts so). The random state is left alone, and dropout is the same for both."""
+        devices = [call.sample.device] if call.sample.is_cuda else []
+        with torch.random.fork_rng(devices):
+            expected = self.run(call).float()
         finite = expected.isfinite()
-        if not finite.any():
+        if not expected[finite].any():
             return None
         try:
-            hidden, skips, conditioning = self._split.head(*self.inputs(call, None))
-            found = self._split.tail(self._split.deep(hidden, conditioning), skips, conditioning).float()
+            with torch.random.fork_rng(devices):
+                hidden, skips, conditioning = self._split.head(*self.inputs(call, None))
+                found = self._split.tail(self._split.deep(hidden, conditioning), skips, conditioning).float()
         except Exception:  # whatever it is, the plain model does not stumble over it
             return False
         if found.shape != expected.shape or not torch.equal(found.isfinite(), finite):
