@@ -168,11 +168,12 @@ def plan(
         ValueError, TypeError: naming the argument; ``memory_budget`` when it does not hold one entry.
     """
     is_settings = hasattr(views, "views_per_step") and not isinstance(views, ViewRanges)
-    name = find_unet(unet or (SHIPPED if is_settings else "sd21"))
+    name = find_unet(unet or (SHIPPED if is_settings else "sd21"), "unet")
     keys = settings_keys(views, **(ranges or {})) if is_settings else run_keys(views, seed)
     if setting is None:
         setting = setting_of(views) if is_settings else CacheSetting()
     check_choice("vae", vae, VAES)
+    check_int("position", setting.position, 1, UNETS[name].positions)
     cost = unet_cost(name, positions=(setting.position,))
     memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
     run = simulate(keys, setting.eta, capacity=memory.capacity, seed=setting.seed, **setting.indexing)
