@@ -132,6 +132,10 @@ def test_recipes():
     assert len(found) == 1 and found[0].unet == "shipped"  # its second stage reuses in time
     assert found[0].setting.seed == 3 and found[0].memory.allocated <= 64 * 2**20
     assert plan_recipe("dreamgaussian", "paper")[0].unet == "zero123"
+    assert found[0].title == "DreamGaussian, stage 1"
+    assert [one.title for one in plan_recipe("magic123")] == [
+        f"Magic123, stage {n}, one prior of its two" for n in (1, 2)
+    ]
     with pytest.raises(ValueError, match="recipe"):
         plan_recipe("nothing of the kind")
 
