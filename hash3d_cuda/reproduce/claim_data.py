@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 HOLDS, FAILS, PART = "holds", "does not hold", "holds in part"
-NOT_HERE, NOT_RUN = "not measurable here", "not run"
+NOT_HERE, NOT_RUN, NOT_JUDGED = "not measurable here", "not run", "run, but not judged"
 
 
 @dataclass(frozen=True)
