@@ -97,9 +97,10 @@ def check_scenes(stages: Sequence[GenerateSettings]) -> None:
     """Raises ValueError where a stage asks for another scene than it gets: it goes on with that of the stage before, or
     with a mesh made of it."""
     for before, after in itertools.pairwise(stages):
-        if after.scene not in ("mesh", before.scene):
+        kept = sorted({"mesh", before.scene})
+        if after.scene not in kept:
             fail(
-                ValueError, "scene", f'"mesh" or {before.scene!r} after a stage of {before.scene}', after.scene,
+                ValueError, "scene", f"{' or '.join(map(repr, kept))} after a stage of {before.scene}", after.scene,
                 "a stage goes on with the scene of the one before",
             )  # fmt: skip
 
