@@ -186,7 +186,7 @@ def findings(rows: list[dict[str, Any]], whose: str) -> list[str]:
     return [
         *said,
         "The runs of a system came one after the other; drift is the ratio of the seconds of rendering and backward, "
-        "the same work in both (but for meshes, which may differ in triangles): as far as it is from 1, the speed-up is "
+        "the same work in both (but for meshes, whose triangles may differ): as far as it is from 1, the speed-up is "
         "the machine's and not the cache's. The bound is unknown where a hit's cost was not measured.",
         "MACs are the real U-Nets' in the paper's convention (eta 0.1, every retrieval a hit); time and quality are "
         f"{whose}. Similarity is to the input picture in table 1 and "
