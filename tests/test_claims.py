@@ -23,8 +23,9 @@ from hash3d_cuda.reproduce import (
 )  # fmt: skip
 from hash3d_cuda.reproduce import paper_numbers as paper
 from hash3d_cuda.reproduce.base import Context
-from hash3d_cuda.reproduce.claim_data import FAILS, HOLDS, NOT_HERE, NOT_RUN, PART, Missing, Results, number
+from hash3d_cuda.reproduce.claim_data import FAILS, HOLDS, NOT_HERE, NOT_JUDGED, NOT_RUN, PART, Missing, Results, number
 from hash3d_cuda.reproduce.claim_list import CLAIMS
+from hash3d_cuda.reproduce.claim_rules import CHANGE
 from hash3d_cuda.reproduce.sweep import label
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,6 +181,20 @@ def test_a_systems_speed_up_is_judged_at_its_own_settings_and_less_the_drift(spe
     own |= {"speed-up": speed_up, "drift": drift}
     verdicts = {system.title: claims.judged_system(system, results).verdict for system in paper.SYSTEMS}
     assert verdicts.pop("DreamFusion") == expected and set(verdicts.values()) == {NOT_RUN}
+
+
+def test_a_run_without_true_views_is_not_called_not_run():
+    """With real weights no PSNR is known; the times are, and the rest was run all the same."""
+    results = tables(0.0, 0.0)
+    for row in results.found["tables-1-2"]["summary"]["rows"]:
+        row |= {CHANGE: None, "bound": None, "speed-up": 1.4, "drift": 1.0}
+    system = next(system for system in paper.SYSTEMS if system.title == "DreamFusion")
+    judged = claims.judged_system(system, results)
+    assert judged.verdict == HOLDS and judged.measured.endswith("| unknown") and "unknown at x" in judged.measured
+    claim = next(claim for claim in claims.CLAIMS if claim.title == "Quality is kept or slightly better")
+    judgement, sources = claims.judged_claim(claim, results)
+    assert judgement.verdict == NOT_JUDGED and CHANGE in judgement.measured and sources
+    assert claims.judged_claim(claim, Results({}))[0].verdict == NOT_RUN
 
 
 def figures(**changed: Any) -> dict[str, Any]:

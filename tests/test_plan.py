@@ -132,6 +132,10 @@ def test_recipes():
     assert len(found) == 1 and found[0].unet == "shipped"  # its second stage reuses in time
     assert found[0].setting.seed == 3 and found[0].memory.allocated <= 64 * 2**20
     assert plan_recipe("dreamgaussian", "paper")[0].unet == "zero123"
+    assert found[0].title == "DreamGaussian, stage 1"
+    assert [one.title for one in plan_recipe("magic123")] == [
+        f"Magic123, stage {n}, one prior of its two" for n in (1, 2)
+    ]
     with pytest.raises(ValueError, match="recipe"):
         plan_recipe("nothing of the kind")
 
@@ -200,6 +204,18 @@ def test_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["plans"][0]["hit_rate"] == written["hit_rate"]
 
 
+def test_files_of_others_are_left_alone_and_earlier_plans_replaced(tmp_path, capsys):
+    arguments = ["plan", "--steps", "20", "--out", str(tmp_path)]
+    mine = tmp_path / "plan.md"
+    mine.write_text("my holidays")
+    assert main(arguments) == 1
+    assert "plan.md, which hash3d plan did not write" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.md"] and mine.read_text() == "my holidays"
+    mine.unlink()
+    assert main(arguments) == 0 and main([*arguments, "--eta", "0.3"]) == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["plans"][0]["setting"]["eta"] == 0.3
+
+
 def test_released_indexing_on_the_command_line(capsys):
     assert main(["plan", "dreamgaussian", "--indexing", "released", "--memory-budget", "unlimited", "--json"]) == 0
     setting = json.loads(capsys.readouterr().out)["plans"][0]["setting"]
@@ -210,8 +226,9 @@ def test_released_indexing_on_the_command_line(capsys):
 @pytest.mark.parametrize(
     "argv, word",
     [
-        (["pixie"], "pixie"), (["--eta", "2"], "eta"), (["--elevation", "5"], "elevation"), (["--unet", "sd9"], "sd9"),
-        (["--memory-budget", "1MiB"], "memory-budget"), (["--position", "99"], "position"), (["--vae", "VQ"], "vae"),
+        (["pixie"], "pixie"), (["--eta", "2"], "eta"), (["--elevation", "5"], "elevation"),
+        (["--unet", "sd9"], "unet: "),
+        (["--memory-budget", "1MiB"], "memory-budget"), (["--position", "99"], " position: "), (["--vae", "VQ"], "vae"),
         (["--scale", "paper"], "scale"), (["--recipe", "x", "--steps", "5"], "steps"), (["--grids", "1,2"], "grids"),
     ],
 )  # fmt: skip

@@ -98,6 +98,19 @@ def test_a_malformed_file_is_named_with_its_field(tmp_path, text, complaint):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("scenes, kept", [(("mesh", "voxels"), False), (("voxels", "gaussians"), False),
+                                          (("voxels", "voxels"), True), (("gaussians", "mesh"), True)])  # fmt: skip
+def test_a_stage_goes_on_with_the_scene_before_or_its_mesh(tmp_path, scenes, kept):
+    stages = "".join(f'[[stages]]\ntitle = "a"\ncommon = {{ scene = "{scene}" }}\n' for scene in scenes)
+    path = tmp_path / "own.toml"
+    path.write_text('title = "own"\nkind = "text"\n' + stages)
+    if kept:
+        assert [s.scene for s in load_recipe(path).settings()] == list(scenes)
+        return
+    with pytest.raises(ValueError, match=f"own.toml.*scene: .*{scenes[0]}.*{scenes[1]}"):
+        load_recipe(path)
+
+
 def test_an_unknown_recipe_lists_the_known():
     with pytest.raises(ValueError, match=r"recipe: 'dreamfusoin' is neither a file nor one of .*dreamfusion"):
         load_recipe("dreamfusoin")

@@ -18,8 +18,11 @@ from sds_stand_ins import TinyPrior
 from hash3d_cuda.cli.main import main
 from hash3d_cuda.reproduce import registry, runner, studies, written
 from hash3d_cuda.reproduce.base import Context, Unit, experiment_units
+from hash3d_cuda.reproduce.recipes_table import asked, with_settings
 from hash3d_cuda.reproduce.sweep import label, open_picture_row, sweep, with_own_hooks
+from hash3d_cuda.sds import recipes
 from hash3d_cuda.sds.outputs import render_views
+from hash3d_cuda.sds.recipes import load_recipe
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
 
@@ -159,9 +162,17 @@ def test_what_is_written(tmp_path):
     written.write_experiment(module, where, found, "hash3d reproduce macs")
     content = json.loads((tmp_path / "macs.json").read_text())
     assert {"id", "title", "paper", "command", "machine", "date", "quick", "summary"} <= content.keys()
+    assert (content["prior"], content["device"], content["scale"]) == ("tiny_prior", "cpu", "small")
     assert content["command"] == "hash3d reproduce macs" and content["summary"]["rows"][2]["double"] == 6.0
     page = (tmp_path / "README.md").read_text()
-    for part in ("| number | double |", "| 3 | 6.000 |", "twice as much", "![Doubles](macs.png)", "3 numbers."):
+    for part in (
+        "| number | double |",
+        "| 3 | 6.000 |",
+        "twice as much",
+        "![Doubles](macs.png)",
+        "3 numbers.",
+        "tiny_prior, cpu",
+    ):
         assert part in page
     written.check_folder(tmp_path, ["macs"])
 
@@ -307,6 +318,28 @@ def test_the_list_names_every_experiment(capsys):
     assert main(["reproduce", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == registry.known() and len(lines) > 8
+
+
+def test_a_recipe_that_changed_is_run_again(tmp_path, monkeypatch):
+    """Results are resumed for weeks; those of another version's settings must not stand beside new ones."""
+    module, where = registry.load("tables-1-2"), context(tmp_path)
+    before = {unit.key: unit.file_name(where) for unit in module.units(where)}
+    assert before == {unit.key: unit.file_name(where) for unit in module.units(where)}
+    monkeypatch.setattr(recipes, "load_recipe", lambda name: changed(load_recipe(name), name))
+    after = {unit.key: unit.file_name(where) for unit in module.units(where)}
+    assert {key.split(", ")[0] for key in before if before[key] != after[key]} == {"sds-gs"}
+
+
+def changed(recipe, name):
+    return recipe if name != "sds-gs" else with_settings(recipe, lambda settings: {"lr_end": 0.123})
+
+
+@pytest.mark.parametrize("changes, whose", [({"source": None}, "the shipped prior's at small size"),
+                                            ({}, "prior that was given at small size"),
+                                            ({"scale": "paper"}, "given, the recipes at the paper's")])  # fmt: skip
+def test_figures_of_another_prior_are_not_called_the_shipped_ones(tmp_path, changes, whose):
+    where = context(tmp_path, **changes)
+    assert whose in asked(where) and ("shipped" in asked(where)) == (where.source is None)
 
 
 def test_tables_1_and_2(tmp_path):

@@ -31,7 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=to_folder, metavar="DIR", default=Path("hash3d-reproduce"), help="default hash3d-reproduce"
     )
     parser.add_argument("--objects", metavar="N|NAMES", help="how many objects, or their names with commas between")
-    parser.add_argument("--steps", type=int, metavar="N", help="SDS iterations of every run")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="SDS iterations of every run (at --scale paper recipes keep theirs)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it (default 0)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes of one thread each (default 2, or the cores)")
     parser.add_argument("--prior", metavar="DIR_OR_HUB_ID", help="diffusers weights instead of the shipped prior")

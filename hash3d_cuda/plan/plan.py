@@ -168,11 +168,12 @@ def plan(
         ValueError, TypeError: naming the argument; ``memory_budget`` when it does not hold one entry.
     """
     is_settings = hasattr(views, "views_per_step") and not isinstance(views, ViewRanges)
-    name = find_unet(unet or (SHIPPED if is_settings else "sd21"))
+    name = find_unet(unet or (SHIPPED if is_settings else "sd21"), "unet")
     keys = settings_keys(views, **(ranges or {})) if is_settings else run_keys(views, seed)
     if setting is None:
         setting = setting_of(views) if is_settings else CacheSetting()
     check_choice("vae", vae, VAES)
+    check_int("position", setting.position, 1, UNETS[name].positions)
     cost = unet_cost(name, positions=(setting.position,))
     memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
     run = simulate(keys, setting.eta, capacity=memory.capacity, seed=setting.seed, **setting.indexing)
@@ -240,7 +241,8 @@ def plan_recipe(
     name: str, scale: str = "small", setting_overrides: Mapping[str, Any] | None = None, **options: Any
 ) -> list[Plan]:
     """Plans every stage of a recipe; each starts with an empty table. At the paper's scale cameras are those of priors
-    with real weights, and the U-Net is by default Stable Diffusion's for text and Zero123's for pictures.
+    with real weights, and the U-Net is by default Stable Diffusion's for text and Zero123's for pictures. Of a stage
+    that asks two priors the plan is one's, as if it were alone, and its title says so.
 
     Args:
         name: of the recipe, or its file.
@@ -271,6 +273,8 @@ def plan_recipe(
             continue
         setting = replace(setting_of(settings), **overrides)
         title = recipe.title + (f", stage {number}" if len(stages) > 1 else "")
+        if settings.second_weight:
+            title += ", one prior of its two"
         found.append(plan(settings, setting, title=title, **options))
     if not found:
         raise ValueError(f"recipe: no stage of {name!r} draws its views at random, so there is nothing to plan")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ NOTES = (
     "Bounds count multiply-accumulates: what the table itself and the misses' appends cost is not in them.",
     "What reuse costs in quality is not predicted: it grows with eta and with the cells, and falls with k.",
 )
+FILES = ("plan.json", "plan.md", "plan.png")
 WINDOWS, TRIED = (4, 40), 20  # of the plotted curves, and the tried views that each should have
 
 
@@ -81,11 +84,29 @@ def markdown(plans: Sequence[Plan]) -> str:
 
 
 def write(plans: Sequence[Plan], folder: Path) -> None:
-    """Writes ``plan.json``, ``plan.md`` and ``plan.png`` into ``folder``, which is made."""
+    """Writes ``plan.json``, ``plan.md`` and ``plan.png`` into ``folder``, which is made.
+
+    Raises:
+        ValueError: files of these names are there that no plan wrote.
+    """
+    if (foreign := [name for name in FILES if os.path.lexists(folder / name)]) and not is_own(folder):
+        raise ValueError(
+            f"out: {str(folder)!r} holds {', '.join(foreign)}, which hash3d plan did not write; choose another folder "
+            "or move that away"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(as_json(plans), folder / "plan.json")
     (folder / "plan.md").write_text(markdown(plans), encoding="utf-8")
     plot(plans, folder / "plan.png")
+
+
+def is_own(folder: Path) -> bool:
+    """Whether an earlier plan is in ``folder``."""
+    try:
+        content = json.loads((folder / FILES[0]).read_text("utf-8"))
+        return isinstance(content["plans"], list) and "notes" in content
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def as_json(plans: Sequence[Plan]) -> dict[str, object]:

@@ -55,6 +55,11 @@ class Context:
     scale: str = "small"
 
     @property
+    def prior_name(self) -> str:
+        """Which prior it is, as people write it."""
+        return "the shipped prior" if self.source is None else str(getattr(self.source, "__qualname__", self.source))
+
+    @property
     def prior(self) -> Any:
         """The prior, loaded once per process. Leave its U-Net without a cache."""
         return _prior(self.source, self.device)
@@ -78,12 +83,15 @@ class Unit:
         function: module-level; ``function(context, **arguments)`` returns plain JSON.
         arguments: plain JSON; with the context's prior and seed they decide the result (so steps belong here).
         weight: how long it takes, about, in seconds of one thread.
+        depends: plain JSON of what else decides the result, such as the settings in a file that an argument names; when
+            it changes, an earlier result is not taken up again.
     """
 
     key: str
     function: Callable[..., dict[str, Any]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
+    depends: Any = None
 
     def file_name(self, context: Context) -> str:
         """Under which ``out/units`` keeps the result: equal for equal work, whoever asks."""
@@ -93,6 +101,7 @@ class Unit:
             "arguments": dict(self.arguments),
             "seed": context.seed,
             "prior": getattr(context.source, "__qualname__", context.source),
+            **({} if self.depends is None else {"depends": self.depends}),
             **({} if context.device == "cpu" else {"device": context.device}),
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

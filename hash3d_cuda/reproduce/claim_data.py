@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 HOLDS, FAILS, PART = "holds", "does not hold", "holds in part"
-NOT_HERE, NOT_RUN = "not measurable here", "not run"
+NOT_HERE, NOT_RUN, NOT_JUDGED = "not measurable here", "not run", "run, but not judged"
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Results:
         parts = [str(told.get("date", "no date")), str(told.get("machine", "unknown machine"))]
         parts += [f"{len(objects)} objects"] if objects else []
         parts += [f"{told['steps']} steps"] if told.get("steps") else []
+        parts += [str(told["prior"])] if told.get("prior") else []
         parts += ["quick"] if told.get("quick") else []
         return f"{name} ({', '.join(parts)}): `{told.get('command', 'no command')}`"
 

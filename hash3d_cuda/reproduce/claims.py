@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hash3d_cuda.reproduce import paper_numbers as paper
-from hash3d_cuda.reproduce.claim_data import FAILS, HOLDS, NOT_RUN, Judgement, Missing, Results, number
+from hash3d_cuda.reproduce.claim_data import FAILS, HOLDS, NOT_JUDGED, NOT_RUN, Judgement, Missing, Results, number
 from hash3d_cuda.reproduce.claim_list import CLAIMS, Claim
 from hash3d_cuda.reproduce.claim_rules import CHANGE, CLOSE, TOLERANCE, kind_of
 
@@ -57,7 +57,9 @@ def judged_claim(claim: Claim, results: Results) -> tuple[Judgement, list[str]]:
     try:
         judgement = claim.judge(results)
     except Missing as missing:
-        return Judgement(f"{missing}.", NOT_RUN), []
+        # Run, and without what the claim is about, such as PSNR where no true views are bundled at the prior's size.
+        sources = [results.source(name) for name in results.used]
+        return Judgement(f"{missing}.", NOT_JUDGED if sources else NOT_RUN), sources
     return judgement, [results.source(name) for name in results.used]
 
 
@@ -67,11 +69,12 @@ def judged_system(system: paper.System, results: Results) -> Judgement:
         rows = [row for row in results.rows("tables-1-2", system=system.title) if kind_of(row) == "own settings"]
         if not rows:
             raise Missing(f"tables-1-2 has no cached run of {system.title}")
-        measured, bound = number(rows[0], "speed-up"), number(rows[0], "bound")
-        drift, served, change = (number(rows[0], name) for name in ("drift", "x", CHANGE))
+        measured, drift, served = (number(rows[0], name) for name in ("speed-up", "drift", "x"))
     except Missing as missing:
         return Judgement(str(missing), NOT_RUN)
-    text = f"{measured:.2f} (drift {drift:.2f}) | {bound:.3f} at x {served:.3f} | {change:+.2f}"
+    bound, change = rows[0].get("bound"), rows[0].get(CHANGE)
+    most, quality = ("unknown" if v is None else format(v, form) for v, form in ((bound, ".3f"), (change, "+.2f")))
+    text = f"{measured:.2f} (drift {drift:.2f}) | {most} at x {served:.3f} | {quality}"
     return Judgement(text, HOLDS if measured / drift >= NEAR * system.claimed else FAILS)
 
 

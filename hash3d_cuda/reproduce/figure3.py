@@ -160,6 +160,8 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
             "a neighbour instead, dB": mean(one["neighbour_psnr"] for one in these),
         })  # fmt: skip
     five, twenty = (next(row for row in rows if row["delta"] == delta) for delta in (5, 20))
+    shipped = context.source is None
+    blended = ": its latents are its pictures' pixels, so one picture is laid over the other" if shipped else ""
     overlay = max(one["overlay_difference"] for result in results.values() for one in result["scores"])
     return {
         "rows": rows,
@@ -170,8 +172,7 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
             f"unchanged scores {five['a neighbour instead, dB']:.2f} and {twenty['a neighbour instead, dB']:.2f} dB.",
             "A DDIM step is linear in the latent and the prediction, so averaging the predictions of two views that "
             "start from the same noise averages their latents and does nothing else (largest difference "
-            f"{overlay:.1g}). The shipped prior's latents are its pictures' pixels, so one picture is laid over the "
-            "other.",
+            f"{overlay:.1g}){blended}.",
             f"{steps(context)} DDIM steps, guidance {GUIDANCE:g}, elevation {ELEVATION:g} degrees; {len(results)} "
             "objects.",
         ],

@@ -41,13 +41,14 @@ FULL_STEPS = 300  # of most recipes at small size; other context.steps shorten o
 
 def units(context: Context) -> list[Unit]:
     """One per recipe and object."""
-    from hash3d_cuda.sds.recipes import RECIPES
+    from hash3d_cuda.sds.recipes import RECIPES, load_recipe
 
+    settings = {recipe: [one.as_dict() for one in load_recipe(recipe).settings(context.scale)] for recipe in RECIPES}
     scale = {} if context.scale == "small" else {"scale": context.scale}
     return [
         Unit(
             f"{recipe}, {name}", run_recipe, {"recipe": recipe, "subject": name, "steps": context.steps} | scale,
-            len(CACHES) * studies.SECONDS_PER_STEP * context.steps,
+            len(CACHES) * studies.SECONDS_PER_STEP * context.steps, settings[recipe],
         )
         for recipe in RECIPES for name in context.objects
     ]  # fmt: skip
@@ -140,7 +141,7 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
                 "MACs, G": round(macs[cache != "none"], 2) if cache != "strong" else None,
                 **quality_cells(runs), "PSNR change, dB": known_mean(run["psnr_change"] for run in runs),
             })  # fmt: skip
-    return {"rows": rows, "findings": findings(rows)}
+    return {"rows": rows, "findings": findings(rows, asked(context))}
 
 
 def paper_macs_of(result: Mapping[str, Any]) -> tuple[float, float]:
@@ -161,7 +162,14 @@ def known_mean(values: Iterable[float | None]) -> float | None:
     return mean(known) if known else None
 
 
-def findings(rows: list[dict[str, Any]]) -> list[str]:
+def asked(context: Context) -> str:
+    """Whose time and quality it is."""
+    if context.scale == "paper":
+        return "those of the prior that was given, the recipes at the paper's scale"
+    return ("the shipped prior's" if context.source is None else "those of the prior that was given") + " at small size"
+
+
+def findings(rows: list[dict[str, Any]], whose: str) -> list[str]:
     """One sentence per kind of cache, and what the columns are."""
     said = []
     for cache in CACHES[1:]:
@@ -178,10 +186,10 @@ def findings(rows: list[dict[str, Any]]) -> list[str]:
     return [
         *said,
         "The runs of a system came one after the other; drift is the ratio of the seconds of rendering and backward, "
-        "the same work in both: as far as it is from 1, the speed-up is the machine's and not the cache's. The bound "
-        "is unknown where no step was served alone, so that a hit's cost was not measured.",
+        "the same work in both (but for meshes, whose triangles may differ): as far as it is from 1, the speed-up is "
+        "the machine's and not the cache's. The bound is unknown where a hit's cost was not measured.",
         "MACs are the real U-Nets' in the paper's convention (eta 0.1, every retrieval a hit); time and quality are "
-        "the shipped prior's at small size. Similarity is to the input picture in table 1 and "
+        f"{whose}. Similarity is to the input picture in table 1 and "
         "to the true views in table 2.",
         studies.NOTE,
     ]

@@ -58,7 +58,8 @@ def write_experiment(
     content = {
         "id": module.ID, "title": module.TITLE, "paper": module.PAPER, "command": command, "machine": machine(),
         "date": date.today().isoformat(), "quick": context.quick, "objects": list(context.objects),
-        "steps": context.steps, "seed": context.seed, "summary": summary,
+        "steps": context.steps, "seed": context.seed, "prior": context.prior_name,
+        "device": context.device, "scale": context.scale, "summary": summary,
     }  # fmt: skip
     picture = context.out / f"{module.ID}.png"
     module.plot(summary, picture)
@@ -85,8 +86,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         *(f"- {finding}" for finding in summary["findings"]), "",
         f"The paper: {paper_text(content['paper'])}", "",
         f"![{content['title']}]({content['id']}.png)", "",
-        f"{content['date']}, {content['machine']}; objects: {objects}; seed {content['seed']}"
-        f"{'; quick' if content['quick'] else ''}.", "",
+        f"{content['date']}, {content['machine']}; {content['prior']}, {content['device']}; objects: {objects}; "
+        f"seed {content['seed']}{'; quick' if content['quick'] else ''}.", "",
         "```text", content["command"], "```", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -57,7 +57,7 @@ UNETS = MappingProxyType(
 )
 
 
-def find_unet(name: str) -> str:
+def find_unet(name: str, argument: str = "name") -> str:
     """The name among ``UNETS`` that ``name`` stands for; case, dots and blanks do not matter ("SD 2.1" is "sd21").
 
     Raises:
@@ -70,4 +70,4 @@ def find_unet(name: str) -> str:
     for known, config in UNETS.items():
         if isinstance(name, str) and plain(name) in (plain(known), plain(config.label)):
             return known
-    fail(ValueError, "name", "one of " + ", ".join(map(repr, UNETS)), name, "choose one of these")
+    fail(ValueError, argument, "one of " + ", ".join(map(repr, UNETS)), name, "choose one of these")

@@ -16,13 +16,15 @@ Every name but ``title`` is a field of :class:`hash3d_cuda.sds.settings.Generate
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hash3d_cuda.checks import fail
 from hash3d_cuda.config import DEFAULT_MEMORY_BUDGET
 from hash3d_cuda.sds.settings import GenerateSettings
 
@@ -81,12 +83,26 @@ class Recipe:
         """
         if scale not in SCALES:
             raise ValueError(f"scale: expected {' or '.join(map(repr, SCALES))}, got {scale!r}")
-        return [GenerateSettings.from_dict({**stage.scales[scale], **overrides}) for stage in self.stages]
+        stages = [GenerateSettings.from_dict({**stage.scales[scale], **overrides}) for stage in self.stages]
+        check_scenes(stages)
+        return stages
 
     @property
     def two_priors(self) -> bool:
         """Whether a stage asks a text prior beside the image prior."""
         return any(values.get("second_weight") for stage in self.stages for values in stage.scales.values())
+
+
+def check_scenes(stages: Sequence[GenerateSettings]) -> None:
+    """Raises ValueError where a stage asks for another scene than it gets: it goes on with that of the stage before, or
+    with a mesh made of it."""
+    for before, after in itertools.pairwise(stages):
+        kept = sorted({"mesh", before.scene})
+        if after.scene not in kept:
+            fail(
+                ValueError, "scene", f"{' or '.join(map(repr, kept))} after a stage of {before.scene}", after.scene,
+                "a stage goes on with the scene of the one before",
+            )  # fmt: skip
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -128,7 +144,13 @@ def read(path: Path, name: str) -> Recipe:
             read_stages.append(read_stage(stage))
         except (TypeError, ValueError) as error:
             wrong(f"stage {number}: {error}")
-    return Recipe(name, content["title"], content["kind"], tuple(read_stages))
+    recipe = Recipe(name, content["title"], content["kind"], tuple(read_stages))
+    try:
+        for scale in SCALES:
+            recipe.settings(scale)
+    except ValueError as error:
+        wrong(str(error))
+    return recipe
 
 
 def read_stage(stage: Any) -> Stage:
