@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,9 @@ def test_bench_command_times_and_reports(load, tmp_path):
     results = tmp_path / "results.json"
     program = "import sys; from hash3d_cuda.cli.main import main; sys.exit(main(sys.argv[1:]))"
     words = ["bench", "--folder", str(ROOT / "benchmarks"), "-k", "test_lookup[100]", "--json", str(results)]
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=tmp_path)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of no worker
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=alone)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lookup[100]" in done.stdout and "simd" in done.stdout
     page = load("report").document(json.loads(results.read_text()))

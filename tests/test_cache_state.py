@@ -144,7 +144,7 @@ for _ in range(STEPS):
 def test_a_killed_process(tmp_path):
     path = tmp_path / "cache.safetensors"
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == -9, done.stderr
     whole, resumed = Loop().run(STEPS), Loop()
     resumed.step = 9
