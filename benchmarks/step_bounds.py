@@ -9,6 +9,7 @@ backward. Rendering and the table itself are left out, every retrieval is a hit,
 
 from __future__ import annotations
 
+from hash3d_cuda.bounds import step_bound
 from hash3d_cuda.unet.configs import UNETS
 from hash3d_cuda.unet.cost import CFG_ROWS, encoder_cost
 from hash3d_cuda.unet.cost import unet_cost as count_unet
@@ -27,7 +28,7 @@ def unet_cost(label: str) -> tuple[float, float]:
 def bound(full: float, r: float, encoder: float, x: float) -> float:
     """Largest speed-up of a step: ``1 / (1 - u x (1 - r))``, u being the U-Net's share of it."""
     share = CFG_ROWS * full / (CFG_ROWS * full + encoder)
-    return 1 / (1 - share * x * (1 - r))
+    return step_bound(x, r, share)
 
 
 def columns() -> dict[str, tuple[float, float, float]]:

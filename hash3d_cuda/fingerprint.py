@@ -93,6 +93,8 @@ class ModelState:
         self._lora_layers = [module for module in modules if hasattr(module, "scaling") and hasattr(module, "merged")]
         # Not the model itself, whose forward is the cache's.
         self._inner = [vars(module) for module in modules if module is not self._unet]
+        self._sizes: list[int] = []
+        self._patchable: list[int] = []
         self._note_processors([module.processor for module in self._attentions])
 
     def _note_processors(self, processors: list[Any]) -> None:
@@ -118,9 +120,15 @@ class ModelState:
     def _patched(self) -> Hashable:
         """Forwards that were put over those of inner modules' classes: how code made for ldm exchanges attention.
         accelerate's, which only move weights, do not count."""
-        patched = [place for place, members in enumerate(self._inner) if "forward" in members]
+        sizes = [*map(len, self._inner)]  # looked at in C: at every forward, a look into each would be felt
+        if sizes != self._sizes:
+            self._sizes = sizes
+            self._patchable = [place for place, members in enumerate(self._inner) if "forward" in members]
+        found = ((place, self._inner[place]) for place in self._patchable)
         return tuple(
-            (place, Same(self._inner[place]["forward"])) for place in patched if "_hf_hook" not in self._inner[place]
+            (place, Same(members["forward"]))
+            for place, members in found
+            if "forward" in members and "_hf_hook" not in members
         )
 
 

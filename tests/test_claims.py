@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hash3d_cuda.bounds import unet_bound
 from hash3d_cuda.reproduce import (
     claims,
     figure2,
@@ -254,7 +255,7 @@ def test_the_papers_own_numbers():
         == paper.BOTH
     )
     assert [round(system.bound, 2) for system in paper.SYSTEMS] == [1.09] * 9
-    assert paper.unet_bound(paper.ETA, paper.hit_cost(paper.TEXT)) == pytest.approx(paper.TEXT[0] / paper.TEXT[1])
+    assert unet_bound(paper.ETA, paper.hit_cost(paper.TEXT)) == pytest.approx(paper.TEXT[0] / paper.TEXT[1])
     assert paper.compared((1.0, 3.0), (2.0, 4.0), 25, 2) == "+1.00 ± 1.00"
 
 

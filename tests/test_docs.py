@@ -71,6 +71,16 @@ def test_bash_blocks_run(page, folder):
         assert done.returncode == 0, f"{page.name}:{line}\n{code}\n{done.stdout}\n{done.stderr}"
 
 
+def test_the_shares_in_decide_are_what_the_benchmark_prints(monkeypatch):
+    """The rows of short runs; the others come from the same function."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import served_shares
+
+    page = (ROOT / "docs" / "decide.md").read_text(encoding="utf-8").splitlines()
+    short = [case for case in served_shares.CASES if case[2] == 1000]
+    assert len(short) == 4 and all(served_shares.row(*case) in page for case in short)
+
+
 def test_the_bounds_in_limits_are_what_the_benchmark_prints(monkeypatch):
     """The two quick columns of the table; the others come from the same function."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from sds_stand_ins import TinyPrior
 
+from hash3d_cuda.bounds import step_bound, unet_bound
 from hash3d_cuda.keys import Grid
 from hash3d_cuda.prior.ground_truth import ground_truth_names, ground_truth_views
 from hash3d_cuda.sds import controls
-from hash3d_cuda.sds.compare import bound_sentence, compare, side_by_side, step_bound, table_rows, unet_bound
+from hash3d_cuda.sds.compare import bound_sentence, compare, side_by_side, table_rows
 from hash3d_cuda.sds.evaluate import evaluate, markdown
 from hash3d_cuda.sds.metrics import image_quality, known_truth
 from hash3d_cuda.sds.settings import GenerateSettings

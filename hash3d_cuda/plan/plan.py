@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hash3d_cuda.bounds import step_bound, unet_bound
 from hash3d_cuda.checks import FEATURE_DTYPES, check_choice, check_int, check_real, fail, parse_bytes
 from hash3d_cuda.config import DEFAULT_MEMORY_BUDGET
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
@@ -179,7 +180,7 @@ def plan(
     run = simulate(keys, setting.eta, capacity=memory.capacity, seed=setting.seed, **setting.indexing)
     share = unet_share(cost, setting.groups, vae, other_share)
     r = cost.r[setting.position]
-    bounds = speed_up(run.x, r, 1.0), speed_up(run.x, r, share)
+    bounds = unet_bound(run.x, r), step_bound(run.x, r, share)
     found = Plan(title or UNETS[name].label, setting, name, run, cost.full_gmacs, r, memory, *bounds, share)
     if search:
         from hash3d_cuda.plan.search import search as look
@@ -228,13 +229,6 @@ def unet_share(cost: UNetCost, groups: int, vae: str, other_share: float) -> flo
     unet = groups * cost.full_gmacs
     encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
     return (1 - other_share) * unet / (unet + encoder)
-
-
-def speed_up(x: float, r: float, share: float) -> float:
-    """Largest speed-up of a step; see :func:`hash3d_cuda.sds.compare.step_bound`."""
-    from hash3d_cuda.sds.compare import step_bound
-
-    return step_bound(x, r, share)
 
 
 def plan_recipe(

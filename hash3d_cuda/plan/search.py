@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hash3d_cuda.bounds import step_bound
 from hash3d_cuda.checks import parse_bytes
 from hash3d_cuda.options import BudgetTooSmall
-from hash3d_cuda.plan.plan import UNLIMITED, CacheSetting, Plan, speed_up, table_memory
+from hash3d_cuda.plan.plan import UNLIMITED, CacheSetting, Plan, table_memory
 from hash3d_cuda.plan.simulate import simulate
 from hash3d_cuda.unet.configs import UNETS
 from hash3d_cuda.unet.cost import unet_cost
@@ -69,7 +70,7 @@ def _best(keys: Tensor, plan: Plan, eta: float, feature_dtype: torch.dtype | Non
     for position in range(1, UNETS[plan.unet].positions + 1):
         cost = unet_cost(plan.unet, positions=(position,))
         r = cost.r[position]
-        if best is not None and speed_up(eta, r, plan.unet_share) <= best.step_bound:
+        if best is not None and step_bound(eta, r, plan.unet_share) <= best.step_bound:
             break
         for name, setting in _settings(replace(plan.setting, eta=eta, position=position)):
             try:
@@ -80,7 +81,7 @@ def _best(keys: Tensor, plan: Plan, eta: float, feature_dtype: torch.dtype | Non
                 continue
             room[f"{name} {setting.num_buckets}"] = capacity
             run = simulate(keys, eta, capacity=capacity, seed=setting.seed, coverage=False, **setting.indexing)
-            bounds = (speed_up(run.x, r, share) for share in (1.0, plan.unet_share))
+            bounds = (step_bound(run.x, r, share) for share in (1.0, plan.unet_share))
             candidate = Candidate(name, setting, run.hit_rate, run.x, *bounds, capacity)
             if best is None or candidate.step_bound > best.step_bound:
                 best = candidate

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hash3d_cuda.bounds import unet_bound
 from hash3d_cuda.keys import PAPER_GRIDS
 from hash3d_cuda.reproduce import claim_rules as rules
 from hash3d_cuda.reproduce import paper_numbers as paper
@@ -62,7 +63,7 @@ def against_adaptive(name: str) -> str:
 def eta_arithmetic() -> str:
     """What the costs say about eta."""
     r = paper.hit_cost(paper.TEXT)
-    bounds = ", ".join(f"{paper.unet_bound(eta, r):.2f} ({eta:g})" for eta in (0.1, 0.3, 0.5, 0.7))
+    bounds = ", ".join(f"{unet_bound(eta, r):.2f} ({eta:g})" for eta in (0.1, 0.3, 0.5, 0.7))
     return f"With r = {r:.3f} and every retrieval a hit, the bound on the U-Net's speed-up by eta is {bounds}."
 
 

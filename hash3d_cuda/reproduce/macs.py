@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hash3d_cuda.bounds import unet_bound
 from hash3d_cuda.reproduce.base import Context, Unit
 from hash3d_cuda.reproduce.summary import plot_bars
 
@@ -36,7 +37,7 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
     rows, findings = [], []
     for model, found in results.items():
         before, after = PAPER[model]
-        best = 1 / (1 - found["eta"] * (1 - found["r"]))
+        best = unet_bound(found["eta"], found["r"])
         rows.append({
             "model": model, "before_gmacs": round(found["before"], 2), "after_gmacs": round(found["after"], 2),
             "paper before": before, "paper after": after, "honest full": found["full"], "honest hit": found["hit"],

@@ -59,11 +59,6 @@ def hit_cost(gmacs: tuple[float, float], eta: float = ETA) -> float:
     return 1 - (1 - gmacs[1] / gmacs[0]) / eta
 
 
-def unet_bound(served: float, r: float) -> float:
-    """1 / (1 - x (1 - r))."""
-    return 1 / (1 - served * (1 - r))
-
-
 def standard_error(one: tuple[float, float], two: tuple[float, float], count: int) -> float:
     """Of the difference of two means of ``count`` values each, (mean, std) given, taken as independent."""
     return math.hypot(one[1], two[1]) / math.sqrt(count)

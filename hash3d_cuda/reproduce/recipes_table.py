@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from hash3d_cuda.bounds import step_bound
 from hash3d_cuda.reproduce import studies
 from hash3d_cuda.reproduce.ablations import stretched
 from hash3d_cuda.reproduce.base import Context, Unit
 from hash3d_cuda.reproduce.quality import scores
 from hash3d_cuda.reproduce.summary import plot_bars, plus_minus, quality_cells, signed
 from hash3d_cuda.reproduce.sweep import picture, resolve
-from hash3d_cuda.sds.compare import step_bound
 from hash3d_cuda.sds.metrics import known_truth, time_metrics
 
 ID = "tables-1-2"

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hash3d_cuda.bounds import step_bound, unet_bound
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.prior.ground_truth import EVALUATION_POSES, example_inputs
 from hash3d_cuda.reproduce.ablations import variant
 from hash3d_cuda.reproduce.base import Context
 from hash3d_cuda.reproduce.quality import scores
-from hash3d_cuda.sds.compare import step_bound, unet_bound
 from hash3d_cuda.sds.metrics import cache_metrics, known_truth, time_metrics
 from hash3d_cuda.sds.outputs import render_views, tile, to_picture
 from hash3d_cuda.sds.run import SdsRun

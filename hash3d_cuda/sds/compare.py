@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hash3d_cuda.bounds import step_bound, unet_bound
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.sds.finite import require_finite_weights
 from hash3d_cuda.sds.interrupt import Interrupt
@@ -24,21 +25,6 @@ from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
 
 RUNS = {"without": "without-cache", "with": "with-cache"}
-
-
-def unet_bound(x: float, r: float) -> float:
-    """Most that the cache can speed up the U-Net: 1 / (1 - x (1 - r)).
-
-    Args:
-        x: share of all views served from the cache.
-        r: cost of a hit as a share of a full pass.
-    """
-    return 1 / (1 - x * (1 - r))
-
-
-def step_bound(x: float, r: float, share: float) -> float:
-    """The same for a whole step of which the U-Net is ``share`` (0 to 1) without the cache."""
-    return 1 / (1 - share * x * (1 - r))
 
 
 def compare(

@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
+from hash3d_cuda.bounds import step_bound
 from hash3d_cuda.prior.base import Prior, Subject, UnknownSubject
 from hash3d_cuda.prior.ground_truth import example_inputs, ground_truth_names, ground_truth_views
 from hash3d_cuda.sds import controls
-from hash3d_cuda.sds.compare import step_bound
 from hash3d_cuda.sds.metrics import cache_metrics, image_quality, time_metrics
 from hash3d_cuda.sds.outputs import tile, to_picture, write_json
 from hash3d_cuda.sds.settings import GenerateSettings, parse_grids
