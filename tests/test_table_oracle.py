@@ -162,7 +162,7 @@ def test_the_comparison_notices():
     pair.query(keys, latents)
     entry = pair.oracle._chains[0][next(iter(pair.oracle._chains[0]))][0]
     for damage in (
-        lambda: entry.feature.add_(0.01),
+        lambda: entry.numbers.add_(0.01),
         lambda: entry.latent.add_(0.01),
         lambda: pair.oracle._means[0].update(dict.fromkeys(pair.oracle._means[0], 0.0)),
         lambda: pair.oracle._chains[0].clear(),

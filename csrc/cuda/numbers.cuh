@@ -66,8 +66,6 @@ struct Piece {
   }
 };
 
-inline int64_t bytes_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
-
 // Whether rows of `size` numbers, starting at these addresses and `stride` numbers apart, can be taken in 16 bytes.
 inline bool is_wide(DType type, int64_t size, int64_t stride, const void* a, const void* b) {
   const auto address = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
