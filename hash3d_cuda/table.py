@@ -202,8 +202,9 @@ class HashTable:
                 read on the device. None: no item.
 
         Returns:
-            serials int64 ``[B]``; -1 for an item with something not finite in it (in the stored dtype, or in float16 where
-            that has 8 bits), which uses up a serial and a slot all the same, and for a skipped item, which uses up none.
+            serials int64 ``[B]``; -1 for an item with something not finite in it (in the stored dtype, or in float16
+            where that has 8 bits), which uses up a serial and a slot all the same, and for a skipped item, which uses
+            up none.
         """
         keys, latents = self._check_items(keys, latents)
         features = self.options.check_features(features, keys.shape[0])
@@ -220,9 +221,9 @@ class HashTable:
         Args:
             keys: float32 ``[B, 4]``.
             latents: ``[B, *latent_shape]``, float32, float16 or bfloat16.
-            out: ``[B, *feature_shape]`` in the stored dtype, float16 where that has 8 bits, written where a row hits and left alone where it misses.
-                Rows that are dense are written in place, batch strides are free; with others, such as
-                ``channels_last`` ones, the answer is made beside them and copied.
+            out: ``[B, *feature_shape]`` in the stored dtype, float16 where that has 8 bits; written where a row hits
+                and left alone where it misses. Rows that are dense are written in place, batch strides are free; with
+                others, such as ``channels_last`` ones, the answer is made beside them and copied.
 
         Returns:
             :class:`QueryResult`.

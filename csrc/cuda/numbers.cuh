@@ -33,23 +33,6 @@ __device__ __forceinline__ uint32_t bits_of(float number) {
   if constexpr (kType == DType::kFloat8) return float8_bits(number);
 }
 
-// Calls `body` with a type as a compile-time constant.
-template <typename Body>
-__host__ __device__ __forceinline__ void with_type(DType type, Body body) {
-  switch (type) {
-    case DType::kFloat32:
-      return body(std::integral_constant<DType, DType::kFloat32>{});
-    case DType::kFloat16:
-      return body(std::integral_constant<DType, DType::kFloat16>{});
-    case DType::kBFloat16:
-      return body(std::integral_constant<DType, DType::kBFloat16>{});
-    case DType::kInt8:
-      return body(std::integral_constant<DType, DType::kInt8>{});
-    case DType::kFloat8:
-      return body(std::integral_constant<DType, DType::kFloat8>{});
-  }
-}
-
 // A number of `kBits` in a row of 32-bit words.
 template <int kBits>
 __device__ __forceinline__ uint32_t part_of(const uint32_t* words, int index) {
@@ -130,12 +113,32 @@ struct Narrow {
     }
   }
   static __device__ __forceinline__ void unpack(DType type, Raw raw, float (&numbers)[1]) {
-    with_type(type, [&](auto kType) { numbers[0] = number_of<decltype(kType)::value>(raw); });
+    switch (type) {
+      case DType::kFloat32:
+        numbers[0] = number_of<DType::kFloat32>(raw);
+        break;
+      case DType::kFloat16:
+        numbers[0] = number_of<DType::kFloat16>(raw);
+        break;
+      case DType::kBFloat16:
+        numbers[0] = number_of<DType::kBFloat16>(raw);
+        break;
+      case DType::kInt8:
+        numbers[0] = number_of<DType::kInt8>(raw);
+        break;
+      case DType::kFloat8:
+        numbers[0] = number_of<DType::kFloat8>(raw);
+        break;
+    }
   }
   static __device__ __forceinline__ void answer(DType type, void* rows, int64_t piece, const float (&numbers)[1]) {
-    with_type(answer_type(type), [&](auto kType) {
-      store(decltype(kType)::value, rows, piece, bits_of<decltype(kType)::value>(numbers[0]));
-    });
+    if (type == DType::kFloat32) {
+      store(type, rows, piece, bits_of<DType::kFloat32>(numbers[0]));
+    } else if (type == DType::kBFloat16) {
+      store(type, rows, piece, bits_of<DType::kBFloat16>(numbers[0]));
+    } else {
+      store(DType::kFloat16, rows, piece, bits_of<DType::kFloat16>(numbers[0]));
+    }
   }
 };
 
@@ -156,7 +159,18 @@ inline bool is_wide(const Table& table, int64_t stride, const void* answers) {
 template <typename Body>
 void with_piece(DType type, bool wide, Body body) {
   if (!wide) return body(Narrow{});
-  with_type(type, [&](auto kType) { body(Wide<decltype(kType)::value>{}); });
+  switch (type) {
+    case DType::kFloat32:
+      return body(Wide<DType::kFloat32>{});
+    case DType::kFloat16:
+      return body(Wide<DType::kFloat16>{});
+    case DType::kBFloat16:
+      return body(Wide<DType::kBFloat16>{});
+    case DType::kInt8:
+      return body(Wide<DType::kInt8>{});
+    case DType::kFloat8:
+      return body(Wide<DType::kFloat8>{});
+  }
 }
 
 }  // namespace hash3d::cuda

@@ -201,7 +201,8 @@ def run_keys(views: Any, seed: int = 0) -> Tensor:
 def setting_of(settings: Any) -> CacheSetting:
     """The cache's options in a :class:`hash3d_cuda.sds.settings.GenerateSettings`."""
     names = (
-        "position", "grids", "memory_budget", "capacity", "match", "queue_length", "num_buckets", "feature_dtype", "seed",
+        "position", "grids", "memory_budget", "capacity", "match", "queue_length", "num_buckets", "feature_dtype",
+        "seed",
     )  # fmt: skip
     values = {name: value for name in names if (value := getattr(settings, name, None)) is not None}
     return CacheSetting(eta=settings.eta if settings.cache else 0.0, **values)

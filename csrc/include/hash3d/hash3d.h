@@ -10,6 +10,12 @@
 #include <string>
 #include <vector>
 
+#ifdef __CUDACC__
+#define HASH3D_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define HASH3D_HOST_DEVICE inline
+#endif
+
 namespace hash3d {
 
 constexpr int kKeyDims = 4;    // elevation, azimuth, radius, timestep: key order, everywhere
@@ -21,10 +27,12 @@ enum class Match : int { kCell = 0, kBucket = 1 };
 enum class Weighting : int { kSoftmax = 0, kNearestKey = 1, kUniform = 2 };
 enum class DeviceType : int { kCpu = 0, kCuda = 1 };
 
-constexpr bool is_quantised(DType type) { return type == DType::kInt8 || type == DType::kFloat8; }
+HASH3D_HOST_DEVICE constexpr bool is_quantised(DType type) { return type == DType::kInt8 || type == DType::kFloat8; }
 // In what features come in and answers go out: the stored type itself, unless that has 8 bits.
-constexpr DType answer_type(DType type) { return is_quantised(type) ? DType::kFloat16 : type; }
-constexpr int64_t bytes_of(DType type) { return type == DType::kFloat32 ? 4 : is_quantised(type) ? 1 : 2; }
+HASH3D_HOST_DEVICE constexpr DType answer_type(DType type) { return is_quantised(type) ? DType::kFloat16 : type; }
+HASH3D_HOST_DEVICE constexpr int64_t bytes_of(DType type) {
+  return type == DType::kFloat32 ? 4 : is_quantised(type) ? 1 : 2;
+}
 
 struct Config {
   int grids;             // M
