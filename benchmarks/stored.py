@@ -11,6 +11,7 @@ from baselines.eager_table import EagerTable
 from torch import Tensor
 
 import hash3d_cuda as h3d
+from hash3d_cuda.checks import QUANTISED_DTYPES
 
 CAPACITY = 8
 CANDIDATES = 3  # Q of the paper
@@ -25,13 +26,14 @@ class Stored:
     deques: DequeTable
     key: Tensor  # [1, 4]
     latent: Tensor  # [1, *latent]
-    features: Tensor  # [3, *feature], as stored
+    features: Tensor  # [3, *feature], as given
     out: Tensor  # [1, *feature], memory that has been written to
 
 
 def fill(size: Size, dtype: torch.dtype, device: str, weighing: str) -> Stored:
     """``weighing="one"``: the second candidate's latent is the query's own, the others are so far away that their
-    weights are exactly 0 in float32. ``"all"``: all are equally far away and weigh the same."""
+    weights are exactly 0 in float32. ``"all"``: all are equally far away and weigh the same. With a ``dtype`` of 8 bits
+    the rivals keep what goes in and comes out, float16."""
     random = torch.Generator().manual_seed(0)
     latent = torch.randn(1, *size.latent, generator=random)
     others = latent.repeat(CANDIDATES, *(1,) * len(size.latent))
@@ -41,12 +43,14 @@ def fill(size: Size, dtype: torch.dtype, device: str, weighing: str) -> Stored:
         flat = others.flatten(1)
         for candidate in range(CANDIDATES):
             flat[candidate, candidate] = latent.flatten()[candidate] + 1
-    features = torch.randn(CANDIDATES, *size.feature, generator=random).to(dtype)
+    given = torch.float16 if dtype in QUANTISED_DTYPES else dtype
+    features = torch.randn(CANDIDATES, *size.feature, generator=random).to(given)
     others, latent, features = others.to(device), latent.to(device), features.to(device)
     keys = h3d.make_keys(elevation=15, azimuth=[10.01, 10.02, 10.03], radius=2.05, timestep=[501, 502, 503]).to(device)
     options = dict(capacity=CAPACITY, feature_dtype=dtype, device=device)
     engine = h3d.HashTable(size.feature, size.latent, **options)
-    tables = (engine, EagerTable(size.feature, size.latent, **options), DequeTable(device))
+    eager = EagerTable(size.feature, size.latent, **{**options, "feature_dtype": given})
+    tables = (engine, eager, DequeTable(device))
     for table in tables:
         table.append(keys, others, features)
     return Stored(*tables, keys[1:2], latent, features, torch.zeros_like(features[:1]))

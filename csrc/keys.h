@@ -5,12 +5,6 @@
 
 #include "hash3d/hash3d.h"
 
-#ifdef __CUDACC__
-#define HASH3D_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define HASH3D_HOST_DEVICE inline
-#endif
-
 namespace hash3d {
 
 struct Key {

@@ -16,6 +16,7 @@ class Config:
         capacity: int,
         feature_size: int,
         latent_size: int,
+        channel_size: int,
         feature_dtype: int,
         match: int,
         weighting: int,
@@ -38,6 +39,7 @@ class Engine:
         joined: int,
         latents: int,
         features: int,
+        scales: int,
         counters: int,
     ) -> None: ...
     def clear(self, stream: int, /) -> None: ...

@@ -36,7 +36,7 @@ class CachedForward:
         self._copies = copies
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
-        self._room: Tensor | None = None  # [B, G, ...] of the stored dtype, what retrievals write into
+        self._room: Tensor | None = None  # [B, G, ...] of the table's answers, what retrievals write into
         self._dtype = torch.float32  # of the features as the model makes them; so is the format
         self._format = torch.contiguous_format
         self._rejected = 0  # by stores since dropped
@@ -145,7 +145,7 @@ class CachedForward:
             store = self.store
             with torch.inference_mode(False):  # or it could not be written to outside inference mode
                 shape = (batch, *store.feature_shape)
-                self._room = torch.empty(shape, dtype=store.feature_dtype, device=store.device)
+                self._room = torch.empty(shape, dtype=store.answer_dtype, device=store.device)
         return self._room[:batch]
 
 

@@ -23,7 +23,7 @@ def run_append(
 ) -> Tensor:
     """Serials int64 [B]."""
     keys, latents = keys.contiguous(), _dense(latents, torch.float32)
-    features = _dense(features, table.options.feature_dtype)
+    features = _dense(features, table.options.answer_dtype)
     rows = keys.shape[0]
     serials = torch.empty(rows, dtype=torch.int64, device=table.device)
     scratch = torch.empty(engine.append_scratch(), dtype=torch.uint8, device=table.device) if table._on_gpu else None
@@ -42,7 +42,7 @@ def run_query(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor
     if out is not None and rows_are_dense(out):
         target = out
     else:
-        target = torch.empty(rows, *options.feature_shape, dtype=options.feature_dtype, device=device)
+        target = torch.empty(rows, *options.feature_shape, dtype=options.answer_dtype, device=device)
     queue = options.queue_length
     answers = torch.empty(PackedResult.size(rows, queue), dtype=torch.uint8, device=device)
     scratch = torch.empty(engine.query_scratch(rows), dtype=torch.uint8, device=device) if table._on_gpu else None

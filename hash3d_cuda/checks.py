@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What latents and features may come in."""
+QUANTISED_DTYPES = (torch.int8, torch.float8_e4m3fn)
+STORED_DTYPES = (*FEATURE_DTYPES, *QUANTISED_DTYPES)
+"""What a table may keep features in; the engine numbers them in this order."""
+DTYPE_NAMES = dict(zip(("float32", "float16", "bfloat16", "int8", "fp8"), STORED_DTYPES, strict=True))
+"""The same by the names that settings and command lines have."""
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _BYTE_UNITS = {
     "": 1, "b": 1,

@@ -53,7 +53,8 @@ class Hash3DConfig:
             and timesteps that may lie there, in one CUDA graph per forward; see "Decisions on the device" in the docs.
         strict: refuse poses and timesteps that lie on a GPU, instead of copying them (``stats().host_syncs``).
         compile: compile head, deep and tail with ``torch.compile(fullgraph=True)``; a dict is handed to it.
-        feature_dtype: of the stored features; None keeps the feature's own, which makes a repeat exact.
+        feature_dtype: of the stored features; None keeps the feature's own, which makes a repeat exact. int8 and
+            float8_e4m3fn take half of float16's memory, see :class:`hash3d_cuda.HashTable`.
         grids: as in :class:`hash3d_cuda.HashTable`, like num_buckets, queue_length, match, weighting, similarity_decay,
             initial_similarity, min_similarity and azimuth_period.
 

@@ -89,7 +89,7 @@ class DevicePieces:
             with torch.inference_mode(False):
                 self._entries = torch.empty_like(entries, memory_format=torch.contiguous_format)
                 self._room = torch.zeros(
-                    self._entries.shape, dtype=self.table.options.feature_dtype, device=feature.device
+                    self._entries.shape, dtype=self.table.options.answer_dtype, device=feature.device
                 )
             self._look_up()
             self._entries.copy_(entries)

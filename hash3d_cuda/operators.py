@@ -152,7 +152,7 @@ def _fake_append(
 def _fake_query(handle: int, keys: Tensor, latents: Tensor, content: _Memory, written: _Memory) -> tuple[Tensor, ...]:
     options = find(handle).options
     answers = _fake_answers(handle, keys, latents)
-    return keys.new_empty((keys.shape[0], *options.feature_shape), dtype=options.feature_dtype), *answers
+    return keys.new_empty((keys.shape[0], *options.feature_shape), dtype=options.answer_dtype), *answers
 
 
 def _fake_query_out(

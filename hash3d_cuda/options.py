@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .checks import (
     FEATURE_DTYPES,
+    QUANTISED_DTYPES,
+    STORED_DTYPES,
     check_choice,
     check_device,
     check_int,
@@ -89,9 +91,9 @@ class TableOptions:
                 f"capacity, memory_budget: expected exactly one of the two, got {came}; "
                 'pass capacity=SLOTS or memory_budget="2GiB"'
             )
-        if feature_dtype not in FEATURE_DTYPES:
+        if feature_dtype not in STORED_DTYPES:
             kind = ValueError if isinstance(feature_dtype, torch.dtype) else TypeError
-            names = ", ".join(str(dtype) for dtype in FEATURE_DTYPES)
+            names = ", ".join(str(dtype) for dtype in STORED_DTYPES)
             fail(kind, "feature_dtype", f"one of {names}", feature_dtype, "choose one of these")
         return cls(
             feature_shape=check_shape("feature_shape", feature_shape),
@@ -122,6 +124,30 @@ class TableOptions:
         return math.prod(self.latent_shape)
 
     @property
+    def quantised(self) -> bool:
+        """Whether features are stored in 8 bits, with a scale for each channel."""
+        return self.feature_dtype in QUANTISED_DTYPES
+
+    @property
+    def answer_dtype(self) -> torch.dtype:
+        """What a query answers in, and what an append turns features into first: the stored dtype, or float16 where
+        that is one of 8 bits, which means nothing without its scales."""
+        return torch.float16 if self.quantised else self.feature_dtype
+
+    @property
+    def channel_size(self) -> int:
+        """Numbers that share a scale: those under the last two axes of a feature map ``[..., H, W]`` of four axes or
+        more, else those under the last axis (of ``[G, tokens, D]``, a token); 0 where nothing is scaled."""
+        if not self.quantised:
+            return 0
+        return math.prod(self.feature_shape[-2 if len(self.feature_shape) >= 4 else -1 :])
+
+    @property
+    def channels(self) -> int:
+        """Scales of one feature."""
+        return self.feature_size // self.channel_size if self.quantised else 0
+
+    @property
     def grid_sizes(self) -> Tensor:
         """Cell sizes, ``[M, 4]`` float32 on the CPU, in key order."""
         return torch.tensor([grid.sizes for grid in self.grids], dtype=torch.float32)
@@ -133,8 +159,9 @@ class TableOptions:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of one slot: feature, latent, key, the key's cell in each grid, the feature's norm, a chain count."""
-        feature = self.feature_size * self.feature_dtype.itemsize
+        """Bytes of one slot: feature and its scales, latent, key, the key's cell in each grid, the feature's norm, a
+        chain count."""
+        feature = self.feature_size * self.feature_dtype.itemsize + 4 * self.channels
         key = 4 * len(KEY_ORDER)
         return feature + 4 * self.latent_size + key + key * len(self.grids) + 4 + 4
 
@@ -175,8 +202,8 @@ class TableOptions:
         return check_tensor("skip", skip, (batch,), (torch.bool,), self.device)
 
     def check_out(self, out: Any, batch: int) -> Tensor:
-        """Returns ``out`` ``[B, *feature_shape]`` in the stored dtype, detached (it still shares memory)."""
-        out = check_tensor("out", out, (batch, *self.feature_shape), (self.feature_dtype,), self.device)
+        """Returns ``out`` ``[B, *feature_shape]`` in ``answer_dtype``, detached (it still shares memory)."""
+        out = check_tensor("out", out, (batch, *self.feature_shape), (self.answer_dtype,), self.device)
         if not out.is_contiguous() and _overlaps(out):
             raise ValueError(
                 "out: expected a tensor whose numbers each have a place of their own, got shape "

@@ -29,6 +29,7 @@ from . import reference_rules as rules
 from . import storage
 from .keys import PAPER_GRIDS, Grid
 from .options import TableOptions
+from .reference_quantise import dequantise, quantise
 from .reference_rules import Entry, Place
 from .results import QueryResult, TableStats
 
@@ -91,14 +92,16 @@ class HashTable:
     def append(self, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None) -> Tensor:
         """Stores items: ``[B, 4]``, ``[B, *latent_shape]``, ``[B, *feature_shape]`` -> serials, int64 ``[B]``.
 
-        Latents are cast to float32 and features to the stored dtype first; finiteness is judged after that (rule 10).
+        Latents are cast to float32 and features to the stored dtype first, or to float16 where that has 8 bits
+        (:mod:`hash3d_cuda.reference_quantise`); finiteness is judged after that (rule 10).
         Items where ``skip``, bool ``[B]``, is True are left out, as if they were not in the batch; their serial is -1.
         """
         keys, latents = self._check_items(keys, latents)
         rows = len(keys)
-        stored = self.options.check_features(features, rows).to(self.options.feature_dtype)
-        stored = stored.reshape(rows, self.options.feature_size)
-        finite = rules.rows_finite(keys) & rules.rows_finite(latents) & rules.rows_finite(stored)
+        given = self.options.check_features(features, rows).to(self.options.answer_dtype)
+        given = given.reshape(rows, self.options.feature_size)
+        finite = rules.rows_finite(keys) & rules.rows_finite(latents) & rules.rows_finite(given)
+        stored, scales = quantise(self.options, given) if self.options.quantised else (given, given.new_empty(rows, 0))
         places = rules.places_of(keys, self.options)
         skipped = [False] * rows if skip is None else self.options.check_skip(skip, rows).tolist()
         serials = []
@@ -110,8 +113,8 @@ class HashTable:
             self._next_serial += 1
             self._leave(serial % self.capacity)
             if storable:
-                copies = keys[row].clone(), latents[row].clone(), stored[row].clone()
-                self._join(Entry(serial, *copies, places[row]))
+                copies = keys[row].clone(), latents[row].clone(), stored[row].clone(), scales[row].clone()
+                self._join(self._entry(serial, *copies, places[row]))
             else:
                 self._rejected += 1
             serials.append(serial if storable else -1)
@@ -123,7 +126,7 @@ class HashTable:
         keys, latents = self._check_items(keys, latents)
         rows, queue = len(keys), self.options.queue_length
         if out is None:
-            shape, dtype = (rows, *self.options.feature_shape), self.options.feature_dtype
+            shape, dtype = (rows, *self.options.feature_shape), self.options.answer_dtype
             out = torch.zeros(shape, dtype=dtype, device=self.device)
         features = self.options.check_out(out, rows)
         grid = [-1] * rows
@@ -205,6 +208,13 @@ class HashTable:
         latents = self.options.check_latents(latents, len(keys)).to(torch.float32)
         return keys, latents.reshape(len(keys), self.options.latent_size)
 
+    def _entry(
+        self, serial: int, key: Tensor, latent: Tensor, feature: Tensor, scales: Tensor, places: list[Place]
+    ) -> Entry:
+        """An entry with the numbers that its stored feature stands for."""
+        numbers = dequantise(self.options, feature, scales)
+        return Entry(serial, key, latent, feature, scales, numbers, places)
+
     def _leave(self, slot: int) -> None:
         """Rule 5: whatever lies in ``slot`` leaves all its chains. The paper leaves open when; here it is before the
         similarity of the entry that takes the slot is computed, and for a rejected entry as well."""
@@ -275,7 +285,7 @@ class HashTable:
         def stack(rows: list[Tensor], size: int, dtype: torch.dtype) -> Tensor:
             return torch.stack(rows).cpu() if rows else torch.zeros(0, size, dtype=dtype)
 
-        return {
+        state = {
             "serials": torch.tensor([entry.serial for entry in entries], dtype=torch.int64),
             "keys": stack([entry.key for entry in entries], 4, torch.float32),
             "latents": stack([entry.latent for entry in entries], options.latent_size, torch.float32),
@@ -284,6 +294,9 @@ class HashTable:
             "similarity": similarity,
             "counters": torch.tensor([self._next_serial, self._rejected, self._queries, self._hits]),
         }
+        if options.quantised:
+            state["scales"] = stack([entry.scales for entry in entries], options.channels, torch.float32)
+        return state
 
     def _load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over a state that ``storage`` has checked; raises ValueError for a chain longer than Q."""
@@ -293,9 +306,10 @@ class HashTable:
             for bucket in means.isfinite().nonzero().flatten().tolist():
                 self._means[grid][bucket] = means[bucket].item()
         keys, latents, features = (state[name].to(self.device) for name in ("keys", "latents", "features"))
+        scales = state.get("scales", torch.empty(len(keys), 0)).to(self.device)
         places = rules.places_of(keys, self.options)
         for row, serial in enumerate(state["serials"].tolist()):
-            entry = Entry(serial, keys[row], latents[row], features[row], places[row])
+            entry = self._entry(serial, keys[row], latents[row], features[row], scales[row], places[row])
             self._slots[serial % self.capacity] = entry
             for grid, joined in enumerate(state["member"][row].tolist()):
                 chain = self._chains[grid].setdefault(places[row][grid].bucket, [])

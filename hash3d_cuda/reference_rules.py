@@ -33,6 +33,8 @@ class Entry:
     key: Tensor  # [4] float32
     latent: Tensor  # [latent_size] float32
     feature: Tensor  # [feature_size], stored dtype
+    scales: Tensor  # [channels] float32; empty unless the stored dtype has 8 bits
+    numbers: Tensor  # [feature_size] float32, what feature and scales stand for
     places: list[Place]  # one per grid
 
 
@@ -76,7 +78,7 @@ def cosines(entry: Entry, others: dict[int, Entry]) -> dict[int, float]:
     feature has: 0 here, and so for a sum beyond float32."""
     if not others:
         return {}
-    a, b = entry.feature.float(), torch.stack([other.feature for other in others.values()]).float()
+    a, b = entry.numbers, torch.stack([other.numbers for other in others.values()])
     values = (a * b).sum(dim=1) / (a.square().sum().sqrt() * b.square().sum(dim=1).sqrt())
     return {
         serial: value if math.isfinite(value) else 0.0 for serial, value in zip(others, values.tolist(), strict=True)
@@ -120,12 +122,12 @@ def key_distances(options: TableOptions, grid: int, others: list[Entry], key: Te
 
 
 def blend(options: TableOptions, others: list[Entry], weights: list[float]) -> Tensor:
-    """Eq. 7: the weighted sum in float32, rounded once to the stored dtype; weights of 0 are left out."""
+    """Eq. 7: the weighted sum in float32, rounded once to the dtype of answers; weights of 0 are left out."""
     total = torch.zeros(options.feature_size, device=options.device)
     for other, weight in zip(others, weights, strict=True):
         if weight > 0:
-            total += weight * other.feature.float()
-    return total.to(options.feature_dtype)
+            total += weight * other.numbers
+    return total.to(options.answer_dtype)
 
 
 def rows_finite(rows: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ class QueryResult:
     """What :meth:`HashTable.query` found for ``B`` items; every tensor is on the table's device.
 
     Attributes:
-        features: ``[B, *feature_shape]`` in the table's ``feature_dtype``: the weighted sum of the candidates'
-            features (Eq. 7), or the caller's ``out``. A row that misses is zero, and untouched in ``out``.
+        features: ``[B, *feature_shape]`` in the table's ``feature_dtype``, float16 where that is one of 8 bits: the
+            weighted sum of the candidates' features (Eq. 7), or the caller's ``out``. A row that misses is zero, and
+            untouched in ``out``.
         hit: bool ``[B]``.
         grid: int32 ``[B]``, index of the grid used (Eq. 8), -1 on a miss.
         serials: int64 ``[B, Q]``, candidates of that grid, newest first, -1 for none.

@@ -7,6 +7,7 @@ The file holds what the table knows, not how a class lays it out, so the engine 
 ``keys``        float32 [K, 4]    as appended
 ``latents``     float32 [K, L]    flattened
 ``features``    stored [K, F]     flattened
+``scales``      float32 [K, C]    of each channel; only where features are stored in 8 bits
 ``member``      bool [K, M]       whether the entry is in its chain of each grid (the key says which)
 ``similarity``  float32 [M, N]    running averages (Eq. 9), NaN where no mean has been taken yet
 ``counters``    int64 [4]         next serial, rejected, queries, hits
@@ -37,6 +38,7 @@ from .options import TableOptions
 VERSION = "1"
 _WRITERS = {"table": "HashTable.save", "cache": "Hash3DCache.save"}
 NAMES = ("serials", "keys", "latents", "features", "member", "similarity", "counters")
+LARGEST_FLOAT16 = torch.finfo(torch.float16).max
 
 Table = TypeVar("Table")
 
@@ -102,7 +104,7 @@ def load(cls: type[Table], path: str | os.PathLike[str], device: torch.device | 
         ValueError: it is truncated, corrupt, inconsistent or no table; the message says what is wrong.
     """
     text, state = read(path, "table")
-    if set(state) != set(NAMES):
+    if set(state) - {"scales"} != set(NAMES):
         _refuse(path, f"it holds {sorted(state)}, not {sorted(NAMES)}")
     arguments = _arguments(path, text)
     if device is not None:
@@ -205,7 +207,9 @@ def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: 
     """Refuses tensors that no table could have written. Chains longer than Q are refused by the table itself, which
     knows the buckets."""
     count, grids = state["serials"].numel(), len(options.grids)
-    expected = {
+    if options.quantised != ("scales" in state):
+        _refuse(path, f"it has {'no ' if options.quantised else ''}scales, for features of {options.feature_dtype}")
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "serials": ((count,), torch.int64),
         "keys": ((count, 4), torch.float32),
         "latents": ((count, options.latent_size), torch.float32),
@@ -214,6 +218,8 @@ def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: 
         "similarity": ((grids, options.num_buckets), torch.float32),
         "counters": ((4,), torch.int64),
     }
+    if options.quantised:
+        expected["scales"] = ((count, options.channels), torch.float32)
     for name, (shape, dtype) in expected.items():
         tensor = state[name]
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
@@ -222,8 +228,10 @@ def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: 
                 f"{name} is {list(tensor.shape)} {tensor.dtype}, its options call for {list(shape)} {dtype}",
             )
     for name in ("keys", "latents", "features"):
-        if not torch.isfinite(state[name]).all():
+        if not torch.isfinite(state[name].float()).all():
             _refuse(path, f"{name} holds numbers that are not finite")
+    if options.quantised and not ((state["scales"] >= 0) & (state["scales"] <= LARGEST_FLOAT16)).all():
+        _refuse(path, "scales holds numbers that are negative, not finite or beyond float16")
     if torch.isinf(state["similarity"]).any():
         _refuse(path, "similarity holds infinite numbers")
     appended, rejected, queries, hits = state["counters"].tolist()

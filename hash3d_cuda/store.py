@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from .checks import QUANTISED_DTYPES
 from .config import Hash3DConfig
 from .poses import HostCopies
 from .table import HashTable
@@ -34,7 +35,8 @@ class TableStore:
         """``followed``: whether the host is to know which queries on a GPU hit; see :class:`TrackedTable`."""
         self._arguments = config.table_arguments(feature_dtype, device)
         self.feature_shape = tuple(feature_shape)
-        self.feature_dtype: torch.dtype = self._arguments["feature_dtype"]
+        stored = self._arguments["feature_dtype"]
+        self.answer_dtype: torch.dtype = torch.float16 if stored in QUANTISED_DTYPES else stored
         self.device = device
         self._copies = copies
         self._followed = followed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C, calls, operators, storage
-from .checks import FEATURE_DTYPES
+from .checks import STORED_DTYPES
 from .keys import PAPER_GRIDS, Grid
 from .options import COUNTERS, MATCHES, REJECTED, WEIGHTINGS, TableOptions
 from .results import QueryResult, TableStats
@@ -45,7 +45,9 @@ class HashTable:
         initial_similarity: of a bucket before its first mean.
         min_similarity: a chosen grid with less is a miss; None accepts all.
         azimuth_period: degrees after which the azimuth repeats; None for never.
-        feature_dtype: float32, float16 or bfloat16, how features are stored.
+        feature_dtype: how features are stored: float32, float16 or bfloat16, or int8 or float8_e4m3fn with a float32
+            scale for each channel. These two take features as float16 and answer in float16; see "Features in 8 bits"
+            in the docs of the table.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
@@ -123,6 +125,7 @@ class HashTable:
             self._joined = empty(slots, dtype=torch.int32)
             self._latents = empty(slots, options.latent_size)
             self._features = empty(slots, options.feature_size, dtype=options.feature_dtype)
+            self._scales = empty(slots, options.channels)
             self._counters = empty(COUNTERS, dtype=torch.int64)
         except (RuntimeError, TypeError) as error:  # a TypeError where a size is beyond 64 bits
             wanted = options.fixed_bytes + slots * options.slot_bytes
@@ -131,7 +134,7 @@ class HashTable:
                 "lower capacity, memory_budget or num_buckets"
             ) from error
         per_bucket = self._chains, self._similarity
-        per_slot = self._keys, self._cells, self._norms, self._joined, self._latents, self._features
+        per_slot = self._keys, self._cells, self._norms, self._joined, self._latents, self._features, self._scales
         self._content, self._written = (*per_bucket, *per_slot), (self._counters,)
         # A table made of fake tensors can be traced with, but not run.
         real = type(self._counters) is Tensor
@@ -151,7 +154,8 @@ class HashTable:
             capacity=self.capacity,
             feature_size=options.feature_size,
             latent_size=options.latent_size,
-            feature_dtype=FEATURE_DTYPES.index(options.feature_dtype),
+            channel_size=options.channel_size,
+            feature_dtype=STORED_DTYPES.index(options.feature_dtype),
             match=MATCHES.index(options.match),
             weighting=WEIGHTINGS.index(options.weighting),
             decay=options.similarity_decay,
@@ -192,13 +196,15 @@ class HashTable:
         Args:
             keys: float32 ``[B, 4]`` from :func:`make_keys`.
             latents: ``[B, *latent_shape]``, float32, float16 or bfloat16.
-            features: ``[B, *feature_shape]``, likewise; converted to the stored dtype.
+            features: ``[B, *feature_shape]``, likewise; converted to the stored dtype, by way of float16 where that
+                has 8 bits.
             skip: bool ``[B]``, items to leave out: the table is then as if they were not in the batch. On CUDA it is
                 read on the device. None: no item.
 
         Returns:
-            serials int64 ``[B]``; -1 for an item with something not finite in it (in the stored dtype), which uses up a
-            serial and a slot all the same, and for a skipped item, which uses up none.
+            serials int64 ``[B]``; -1 for an item with something not finite in it (in the stored dtype, or in float16
+            where that has 8 bits), which uses up a serial and a slot all the same, and for a skipped item, which uses
+            up none.
         """
         keys, latents = self._check_items(keys, latents)
         features = self.options.check_features(features, keys.shape[0])
@@ -215,9 +221,9 @@ class HashTable:
         Args:
             keys: float32 ``[B, 4]``.
             latents: ``[B, *latent_shape]``, float32, float16 or bfloat16.
-            out: ``[B, *feature_shape]`` in the stored dtype, written where a row hits and left alone where it misses.
-                Rows that are dense are written in place, batch strides are free; with others, such as
-                ``channels_last`` ones, the answer is made beside them and copied.
+            out: ``[B, *feature_shape]`` in the stored dtype, float16 where that has 8 bits; written where a row hits
+                and left alone where it misses. Rows that are dense are written in place, batch strides are free; with
+                others, such as ``channels_last`` ones, the answer is made beside them and copied.
 
         Returns:
             :class:`QueryResult`.
@@ -290,6 +296,11 @@ class HashTable:
         options = self.options
         return f"HashTable({list(options.feature_shape)} {options.feature_dtype} on {self.device}: {self.stats()})"
 
+    @property
+    def _bits(self) -> torch.dtype:
+        """As what stored features are moved around: torch has no indexing for every type of 8 bits."""
+        return torch.uint8 if self.options.quantised else self.options.feature_dtype
+
     def _check_items(self, keys: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         keys = self.options.check_keys(keys)
         return keys, self.options.check_latents(latents, keys.shape[0])
@@ -309,11 +320,13 @@ class HashTable:
                 "serials": serials,
                 "keys": self._keys[slots],
                 "latents": self._latents[slots],
-                "features": self._features[slots],
+                "features": self._features.view(self._bits)[slots].view(self._features.dtype),
                 "member": member,
                 "similarity": self._similarity.clone(),
                 "counters": counters[:4].clone(),
             }
+            if self.options.quantised:
+                content["scales"] = self._scales[slots]
         return {name: tensor.cpu() for name, tensor in content.items()}
 
     def _load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -323,8 +336,10 @@ class HashTable:
         with self._lock:
             serials, member = state["serials"].contiguous(), state["member"].contiguous()
             slots = (serials % self.capacity).to(self.device)
-            for memory, name in ((self._keys, "keys"), (self._latents, "latents"), (self._features, "features")):
-                memory[slots] = state[name].to(self.device)
+            for memory, name in ((self._keys, "keys"), (self._latents, "latents"), (self._scales, "scales")):
+                if name in state:
+                    memory[slots] = state[name].to(self.device)
+            self._features.view(self._bits)[slots] = state["features"].view(self._bits).to(self.device)
             self._counters[:4] = state["counters"].to(self.device)
             serials, member = serials.to(self.device), member.to(self.device)
             overflow = torch.zeros(1, dtype=torch.int32, device=self.device)

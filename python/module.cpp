@@ -27,8 +27,9 @@ T* pointer(Address address) {
 }
 
 Config make_config(const std::vector<std::array<float, hash3d::kKeyDims>>& sizes, int queue_length, int64_t num_buckets,
-                   int64_t capacity, int64_t feature_size, int64_t latent_size, int feature_dtype, int match,
-                   int weighting, float decay, float initial_similarity, float min_similarity, float azimuth_period) {
+                   int64_t capacity, int64_t feature_size, int64_t latent_size, int64_t channel_size, int feature_dtype,
+                   int match, int weighting, float decay, float initial_similarity, float min_similarity,
+                   float azimuth_period) {
   if (sizes.empty() || sizes.size() > hash3d::kMaxGrids) throw std::invalid_argument("grids: expected 1 to 16");
   Config config{};
   config.grids = static_cast<int>(sizes.size());
@@ -37,6 +38,7 @@ Config make_config(const std::vector<std::array<float, hash3d::kKeyDims>>& sizes
   config.capacity = capacity;
   config.feature_size = feature_size;
   config.latent_size = latent_size;
+  config.channel_size = channel_size;
   config.feature_dtype = static_cast<hash3d::DType>(feature_dtype);
   config.match = static_cast<hash3d::Match>(match);
   config.weighting = static_cast<hash3d::Weighting>(weighting);
@@ -66,7 +68,7 @@ struct Engine {
   int device;  // -1: CPU
 
   Engine(const Config& config, int device, Address chains, Address similarity, Address keys, Address cells,
-         Address norms, Address joined, Address latents, Address features, Address counters)
+         Address norms, Address joined, Address latents, Address features, Address scales, Address counters)
       : table{config,
               pointer<int64_t>(chains),
               pointer<float>(similarity),
@@ -76,6 +78,7 @@ struct Engine {
               pointer<int32_t>(joined),
               pointer<float>(latents),
               pointer<void>(features),
+              pointer<float>(scales),
               pointer<int64_t>(counters)},
         device(device) {}
 
@@ -160,16 +163,16 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Config>(m, "Config")
       .def(py::init(&make_config), py::kw_only(), py::arg("sizes"), py::arg("queue_length"), py::arg("num_buckets"),
-           py::arg("capacity"), py::arg("feature_size"), py::arg("latent_size"), py::arg("feature_dtype"),
-           py::arg("match"), py::arg("weighting"), py::arg("decay"), py::arg("initial_similarity"),
-           py::arg("min_similarity"), py::arg("azimuth_period"));
+           py::arg("capacity"), py::arg("feature_size"), py::arg("latent_size"), py::arg("channel_size"),
+           py::arg("feature_dtype"), py::arg("match"), py::arg("weighting"), py::arg("decay"),
+           py::arg("initial_similarity"), py::arg("min_similarity"), py::arg("azimuth_period"));
 
   py::class_<Engine>(m, "Engine")
-      .def(py::init<const Config&, int, Address, Address, Address, Address, Address, Address, Address, Address,
+      .def(py::init<const Config&, int, Address, Address, Address, Address, Address, Address, Address, Address, Address,
                     Address>(),
            py::arg("config"), py::arg("device"), py::arg("chains"), py::arg("similarity"), py::arg("keys"),
            py::arg("cells"), py::arg("norms"), py::arg("joined"), py::arg("latents"), py::arg("features"),
-           py::arg("counters"))
+           py::arg("scales"), py::arg("counters"))
       .def("clear", &Engine::clear, no_gil)
       .def("append_scratch", &Engine::append_scratch)
       .def("query_scratch", &Engine::query_scratch)

@@ -33,10 +33,10 @@ build "$work/plain" _C engine_backends engine_conditional
 
 say "with AddressSanitizer and UndefinedBehaviorSanitizer"
 configure "$work/asan" -DHASH3D_EMULATE=ON -DHASH3D_SANITIZE=address,undefined
-plant append.cu "i < end; i += kThreads" "i <= end; i += kThreads"
+plant store.cuh "i < end; i += kThreads" "i <= end; i += kThreads"
 build "$work/asan" engine_backends
 must_report heap-buffer-overflow "$work/asan/engine_backends" "$rounds" "$seed"
-mend append.cu
+mend store.cuh
 build "$work/asan" engine_backends engine_conditional
 "$work/asan/engine_backends" "$rounds" "$seed"
 "$work/asan/engine_conditional"

@@ -21,7 +21,7 @@ from hash3d_cuda import reference_rules as rules
 
 EPS = torch.finfo(torch.float32).eps
 
-# One unit in the last place of the stored dtype: the blended sums differ by float32 roundings, so they round to the
+# One unit in the last place of the dtype of answers: the blended sums differ by float32 roundings, so they round to the
 # same number or to neighbours. For float32 itself the sum of a few products may be off by a few units.
 FEATURE_ULPS = {torch.float32: 8 * EPS, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 SMALLEST = {
@@ -131,7 +131,9 @@ class Pair:
             elif name == "counters" and self.near_ties:
                 assert torch.equal(actual[name][:3], tensor[:3])
             else:
-                assert torch.equal(actual[name], tensor), f"{name}: {actual[name]}, oracle {tensor}"
+                bits = torch.uint8 if tensor.dtype is torch.float8_e4m3fn else tensor.dtype  # torch compares no such
+                same = actual[name].dtype is tensor.dtype and torch.equal(actual[name].view(bits), tensor.view(bits))
+                assert same, f"{name}: {actual[name]}, oracle {tensor}"
 
     def _there(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tensors on the engine's device."""
@@ -139,7 +141,7 @@ class Pair:
 
     def _equal_at_a_glance(self, actual: Any, expected: Any) -> bool:
         """Whether all rows agree more tightly than the row by row comparison asks for."""
-        dtype = self.options.feature_dtype
+        dtype = self.options.answer_dtype
         same = torch.equal(actual.grid, expected.grid) and torch.equal(actual.serials, expected.serials)
         weights = 1e-6 if self.options.weighting == "softmax" else 0.0
         return (
@@ -206,11 +208,11 @@ class Pair:
 
     def _compare_features(self, actual: Tensor, others: list[Any], weights: Tensor) -> None:
         """Against the blend of the oracle's features by the engine's own weights, already compared."""
-        dtype = self.options.feature_dtype
+        dtype = self.options.answer_dtype
         expected = rules.blend(self.options, others, weights.tolist())
         if torch.equal(actual, expected):
             return
-        stored = torch.stack([other.feature for other in others]).float()
+        stored = torch.stack([other.numbers for other in others])
         largest = (weights[:, None] * stored.abs()).sum(dim=0)
         allowed = FEATURE_ULPS[dtype] * expected.float().abs() + 8 * EPS * largest + SMALLEST[dtype]
         wrong = (actual.float() - expected.float()).abs() > allowed

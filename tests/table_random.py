@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hash3d_cuda import PAPER_GRIDS, Grid
+from hash3d_cuda.checks import FEATURE_DTYPES as DTYPES
+from hash3d_cuda.checks import QUANTISED_DTYPES, STORED_DTYPES
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WEIGHTINGS = ("softmax", "nearest_key", "uniform")
 _AZIMUTHS = (-0.0, 360.0, -360.0, -1e-9, 725.0, -5.0, 359.99997, 1e30)
 _ELSEWHERE = (-0.0, -1e-9, 1e30, -3e38, 2.0**41, -(2.0**55), 1e-40)
@@ -35,7 +36,7 @@ def random_options(rng: np.random.Generator) -> dict[str, Any]:
         "initial_similarity": float(pick([1.0, 0.25, -1.0])),
         "min_similarity": None if rng.random() < 0.7 else float(rng.uniform(-0.2, 0.9)),
         "azimuth_period": [360.0, 360.0, 180.0, None][rng.integers(4)],
-        "feature_dtype": DTYPES[rng.integers(3)],
+        "feature_dtype": STORED_DTYPES[rng.integers(len(STORED_DTYPES))],
     }
 
 
@@ -44,7 +45,8 @@ def _random_grid(rng: np.random.Generator) -> Grid:
 
 
 def _random_shape(rng: np.random.Generator) -> tuple[int, ...]:
-    return [(1,), (2,), (5,), (2, 2, 2), (19,), (4, 3)][rng.integers(6)]
+    shapes = [(1,), (2,), (5,), (2, 2, 2), (19,), (4, 3), (2, 1, 3, 3), (1, 3, 4, 4)]
+    return shapes[rng.integers(len(shapes))]
 
 
 class Items:
@@ -95,11 +97,13 @@ class Items:
         return self._maybe_strided(torch.from_numpy(self.rng.random(rows) < self.rng.choice([0.2, 0.8])))
 
     def out(self, rows: int) -> Tensor | None:
-        """A buffer for ``query`` in the stored dtype, or None as often."""
+        """A buffer for ``query`` in the dtype of answers, or None as often."""
         if self.rng.random() < 0.5:
             return None
         shape = (rows, *self.options["feature_shape"])
-        return self._maybe_strided(torch.full(shape, 3.0, dtype=self.options["feature_dtype"]), often=0.5)
+        dtype = self.options["feature_dtype"]
+        dtype = torch.float16 if dtype in QUANTISED_DTYPES else dtype
+        return self._maybe_strided(torch.full(shape, 3.0, dtype=dtype), often=0.5)
 
     def _spoil(self, rows: np.ndarray) -> None:
         """Makes a number in about one row of fifty not finite."""

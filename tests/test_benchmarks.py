@@ -40,6 +40,13 @@ def test_append_engine_and_baselines_agree(load, dtype):
     stored.check_append(stored.fill(axes.TINY, dtype, "cpu", "all"))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_features_in_8_bits_are_nearly_those_of_float16(load, dtype):
+    stored, axes = load("stored"), load("axes")
+    half = stored.fill(axes.TINY, torch.float16, "cpu", "one")
+    load("test_quantised").check_quantised(stored.fill(axes.TINY, dtype, "cpu", "one"), half)
+
+
 def test_check_query_can_fail(load):
     stored, axes = load("stored"), load("axes")
     case = stored.fill(axes.TINY, torch.float32, "cpu", "one")

@@ -76,6 +76,7 @@ CASES: list[dict[str, Any]] = [
     {"max_conditions": 2},
     {"mode": "noise"},
     {"feature_dtype": torch.bfloat16},
+    {"feature_dtype": torch.int8},
 ]
 
 

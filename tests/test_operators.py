@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hash3d_cuda as h3d
 
 OPS = torch.ops.hash3d
-MEMORY = ("_chains", "_similarity", "_keys", "_cells", "_norms", "_joined", "_latents", "_features", "_counters")
+MEMORY = (
+    "_chains", "_similarity", "_keys", "_cells", "_norms", "_joined", "_latents", "_features", "_scales", "_counters",
+)  # fmt: skip
 SHAPE = (2, 3, 5)
 
 
@@ -54,7 +56,7 @@ def call(name: str, table: h3d.HashTable) -> tuple[Any, tuple[Any, ...]]:
     """An operator and arguments for it."""
     keys, latents, features = items()
     memory = table._content, table._written
-    out = torch.zeros(2, *SHAPE, dtype=table.options.feature_dtype)
+    out = torch.zeros(2, *SHAPE, dtype=table.options.answer_dtype)
     return {
         "append": (OPS.append.default, (table._handle, keys, latents, features, *memory)),
         "query": (OPS.query.default, (table._handle, keys, latents, *memory)),
@@ -74,7 +76,7 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name, dtype):
     table = filled(dtype=dtype)

@@ -24,6 +24,7 @@ from hash3d_cuda.plan import (
     settings_keys,
     simulate,
 )
+from hash3d_cuda.plan.plan import setting_of
 from hash3d_cuda.plan.report import windows
 from hash3d_cuda.plan.simulate import BYPASS, MISS
 from hash3d_cuda.sds.settings import POSE_GRIDS, GenerateSettings
@@ -107,6 +108,16 @@ def test_memory_is_what_the_table_takes():
     assert (memory.capacity, memory.allocated) == (table.capacity, table.nbytes)
     everything = plan(SMALL, replace(setting, memory_budget="unlimited"), unet="sd21").memory
     assert everything.capacity == 180 and everything.allocated == everything.for_all == memory.for_all
+
+
+def test_features_in_8_bits_leave_room_for_more():
+    setting = CacheSetting(memory_budget="256MiB", num_buckets=1009)
+    half, whole = (plan(SMALL, replace(setting, feature_dtype=name), unet="sd21").memory for name in ("int8", None))
+    table = h3d.HashTable((2, 320, 64, 64), (4, 64, 64), feature_dtype=torch.int8, capacity=1)
+    assert half.slot == table.options.slot_bytes <= 0.55 * whole.slot
+    assert half.capacity > 1.8 * whole.capacity
+    run = GenerateSettings(steps=5, feature_dtype="fp8")
+    assert setting_of(run).feature_dtype == "fp8"
 
 
 def test_bounds():

@@ -19,7 +19,7 @@ from hash3d_cuda.sds.settings import GenerateSettings, parse_grids
         ("steps", 0), ("steps", -3), ("steps", 2.5), ("views_per_step", 0), ("eta", 1.01), ("eta", -0.1),
         ("eta", float("nan")), ("position", 0), ("seed", -1), ("scene", "cloud"), ("schedule", "cosine"),
         ("weighting", "none"), ("guidance_scale", -1.0), ("t_low", 0.99), ("memory_budget", "lots"),
-        ("memory_budget", 0), ("device", "tpu"), ("grids", ()), ("grids", ((1, 2, 3),)),
+        ("memory_budget", 0), ("feature_dtype", "int4"), ("device", "tpu"), ("grids", ()), ("grids", ((1, 2, 3),)),
         ("grids", ((0, 1, 1, 1),)),
         ("cache", "yes"), ("lr_scale", 0.0), ("scene_size", 1), ("turntable_size", 4),
     ],

@@ -17,6 +17,7 @@ from table_cases import UNIT, append, found, keys, query, small
 
 import hash3d_cuda as h3d
 from hash3d_cuda import storage
+from hash3d_cuda.checks import STORED_DTYPES
 
 A, B = (0.5, 0.5, 0.5, 0.5), (1.5, 0.5, 0.5, 0.5)
 
@@ -35,7 +36,7 @@ def load_like(table, path):
     return type(table).load(path, device=table.device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", STORED_DTYPES, ids=str)
 def test_a_table_continues_exactly(make_table, tmp_path, dtype):
     table = filled(make_table, feature_dtype=dtype)
     path = tmp_path / "table.safetensors"
@@ -234,9 +235,9 @@ def test_another_version(make_table, tmp_path):
     assert_refuses(make_table, tmp_path / "table", "its version is '2', this release reads '1'")
 
 
-def rewrite(make_table, path, *, metadata=None, options=None, **tensors):
+def rewrite(make_table, path, *, dtype=torch.float32, metadata=None, options=None, **tensors):
     """Writes a filled table's file with some of its content replaced and the checksums made to match."""
-    table = filled(make_table)
+    table = filled(make_table, feature_dtype=dtype)
     table.save(path)
     with safe_open(path, "pt") as file:
         everything = file.metadata()
@@ -256,6 +257,8 @@ NAN = float("nan")
     [
         ("it holds", {"similarity": None}),
         ("it holds", {"extra": torch.zeros(1)}),
+        ("it has scales, for features of torch.float32", {"scales": torch.ones(5, 1)}),
+        ("it has no scales, for features of torch.int8", {"options": {"feature_dtype": "int8"}}),
         ("checksums are not JSON", {"metadata": {"checksums": "{"}}),
         ("checksum of", {"metadata": {"checksums": "[]"}}),
         ("checksum of options", {"metadata": {"options": "{}"}}),
@@ -297,6 +300,21 @@ NAN = float("nan")
 )
 def test_inconsistent_files(make_table, tmp_path, why, changes):
     rewrite(make_table, tmp_path / "table", **changes)
+    assert_refuses(make_table, tmp_path / "table", why)
+
+
+@pytest.mark.parametrize(
+    ("why", "changes"),
+    [
+        ("scales is", {"scales": torch.ones(5, 2)}),
+        ("scales holds numbers", {"scales": torch.full((5, 1), NAN)}),
+        ("scales holds numbers", {"scales": torch.full((5, 1), -1.0)}),
+        ("scales holds numbers", {"scales": torch.full((5, 1), 1e30)}),
+        ("features holds numbers", {"features": torch.full((5, 2), NAN).to(torch.float8_e4m3fn)}),
+    ],
+)
+def test_inconsistent_features_in_8_bits(make_table, tmp_path, why, changes):
+    rewrite(make_table, tmp_path / "table", dtype=torch.float8_e4m3fn, **changes)
     assert_refuses(make_table, tmp_path / "table", why)
 
 

@@ -44,10 +44,11 @@ def test_a_bad_feature(make_table, bad):
     assert table.similarity(keys(table, A)).tolist() == [[1.0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
 @pytest.mark.parametrize("size", [1, 19, 99, 989, 4099])
-def test_anywhere_in_a_long_row(make_table, size):
+def test_anywhere_in_a_long_row(make_table, size, dtype):
     """The first, the last and a middle number, where a vectorised check could lose its tail."""
-    table = make_table((size,), (size,), num_buckets=7, capacity=9, feature_dtype=torch.float16)
+    table = make_table((size,), (size,), num_buckets=7, capacity=9, feature_dtype=dtype)
     for place in {0, size // 2, size - 1}:
         good = torch.ones(1, size, device=table.device)
         bad = good.clone()

@@ -11,7 +11,7 @@ from fuzz_table import fuzz_pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from table_pair import Pair
-from table_random import DTYPES, WEIGHTINGS, Items
+from table_random import STORED_DTYPES, WEIGHTINGS, Items
 
 import hash3d_cuda as h3d
 
@@ -40,7 +40,7 @@ OPTIONS = st.fixed_dictionaries(
         "initial_similarity": st.sampled_from([1.0, 0.0]),
         "min_similarity": st.none() | st.sampled_from([-1.0, 0.1, 0.5]),
         "azimuth_period": st.sampled_from([360.0, 90.0, None]),
-        "feature_dtype": st.sampled_from(DTYPES),
+        "feature_dtype": st.sampled_from(STORED_DTYPES),
     }
 )
 CALLS = st.lists(
@@ -91,7 +91,7 @@ def test_a_short_fuzz_run(device, seed):
     assert done >= 2000 and happened["append"] > 0 and happened["query"] > 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", STORED_DTYPES)
 def test_sizes_of_a_unet(device, dtype):
     """Features and latents of a small U-Net, where vectorised loops run at full width."""
     options = {"feature_shape": (2, 20, 16, 16), "latent_shape": (4, 16, 16), "feature_dtype": dtype}
@@ -162,7 +162,7 @@ def test_the_comparison_notices():
     pair.query(keys, latents)
     entry = pair.oracle._chains[0][next(iter(pair.oracle._chains[0]))][0]
     for damage in (
-        lambda: entry.feature.add_(0.01),
+        lambda: entry.numbers.add_(0.01),
         lambda: entry.latent.add_(0.01),
         lambda: pair.oracle._means[0].update(dict.fromkeys(pair.oracle._means[0], 0.0)),
         lambda: pair.oracle._chains[0].clear(),

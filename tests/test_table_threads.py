@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from table_cases import UNIT, append, query, small
-from table_random import DTYPES
+from table_random import STORED_DTYPES
 
 import hash3d_cuda as h3d
 from hash3d_cuda import _C
@@ -47,7 +47,7 @@ def answers(dtype: torch.dtype = torch.float16) -> list[bytes]:
     return [tensor.view(torch.uint8).numpy().tobytes() for tensor in said]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", STORED_DTYPES)
 def test_any_number_of_threads(dtype):
     with threads(1):
         expected = answers(dtype)

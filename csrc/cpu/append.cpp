@@ -19,16 +19,10 @@ struct Newcomer {
   int64_t serial;
   Key key;  // as given
   const float* latent;
-  const void* feature;
+  const void* feature;                      // in answer_type(feature_dtype)
   std::vector<Place> places;                // [M]
   std::vector<std::vector<int64_t>> found;  // [M] candidates
 };
-
-int64_t feature_bytes(const Config& config) { return config.feature_size * bytes_of(config.feature_dtype); }
-
-char* feature_at(const Table& table, int64_t slot) {
-  return static_cast<char*>(table.features) + slot * feature_bytes(table.config);
-}
 
 // Rule 5: the entry in the slot that serial `next` will take is forgotten; its serials are dead from now on.
 void vacate(const Table& table, int64_t serial) {
@@ -93,7 +87,10 @@ void settle(const Table& table, const Newcomer& item, float norm) {
   const int64_t slot = slot_of(config, item.serial);
   std::memcpy(table.keys + slot * kKeyDims, item.key.part, sizeof item.key.part);
   std::memcpy(table.latents + slot * config.latent_size, item.latent, config.latent_size * sizeof(float));
-  rows().copy(feature_at(table, slot), item.feature, feature_bytes(config));
+  if (!is_quantised(config.feature_dtype)) {
+    const int64_t bytes = config.feature_size * bytes_of(config.feature_dtype);
+    rows().copy(static_cast<char*>(table.features) + slot * bytes, item.feature, bytes);
+  }
   table.norms[slot] = norm;
   for (int grid = 0; grid < config.grids; ++grid) {
     const Place& place = item.places[grid];
@@ -102,18 +99,32 @@ void settle(const Table& table, const Newcomer& item, float norm) {
   }
 }
 
+// The feature as it will be stored. One of 8 bits is written to its slot, which nothing refers to yet; false where
+// something in it is not finite.
+bool prepare(const Table& table, const Newcomer& item, int threads, Feature* feature) {
+  const Config& config = table.config;
+  *feature = {item.feature, nullptr};
+  if (!is_quantised(config.feature_dtype)) return true;
+  const int64_t slot = slot_of(config, item.serial), channels = config.feature_size / config.channel_size;
+  uint8_t* numbers = static_cast<uint8_t*>(table.features) + slot * config.feature_size;
+  float* scales = table.scales + slot * channels;
+  *feature = {numbers, scales};
+  return quantise(config, static_cast<const uint16_t*>(item.feature), numbers, scales, threads);
+}
+
 bool append_one(const Table& table, Newcomer& item, int threads) {
   const Config& config = table.config;
   vacate(table, item.serial);
   if (!is_finite(item.key) || !all_finite(item.latent, config.latent_size)) return false;
   find_candidates(table, item);
   const std::vector<int64_t> others = distinct(item);
-  std::vector<const void*> features(others.size());
+  std::vector<Feature> features(others.size());
   for (size_t i = 0; i < others.size(); ++i) features[i] = feature_at(table, slot_of(config, others[i]));
   std::vector<double> dots(others.size());
   double squared_norm = 0.0;
-  if (!measure(config.feature_dtype, item.feature, features.data(), static_cast<int>(others.size()),
-               config.feature_size, threads, &squared_norm, dots.data())) {
+  Feature own;
+  if (!prepare(table, item, threads, &own) ||
+      !measure(config, own, features.data(), static_cast<int>(others.size()), threads, &squared_norm, dots.data())) {
     return false;
   }
   const float norm = std::sqrt(static_cast<float>(squared_norm));
@@ -150,7 +161,8 @@ void append(const Table& table, const Items& items, int64_t* serials, int thread
     item.serial = table.counters[kNextSerial];
     item.key = load_key(items.keys, row);
     item.latent = items.latents + row * config.latent_size;
-    item.feature = static_cast<const char*>(items.features) + row * feature_bytes(config);
+    item.feature = static_cast<const char*>(items.features) +
+                   row * config.feature_size * bytes_of(answer_type(config.feature_dtype));
     const bool stored = append_one(table, item, threads);
     if (!stored) ++table.counters[kRejected];
     serials[row] = stored ? item.serial : -1;
@@ -164,7 +176,7 @@ void restore(const Table& table, const int64_t* serials, const uint8_t* member, 
     const int64_t slot = slot_of(config, serials[row]);
     const Key key = reduced(load_key(table.keys, slot), config.azimuth_period);
     double squared_norm = 0.0;
-    measure(config.feature_dtype, feature_at(table, slot), nullptr, 0, config.feature_size, 1, &squared_norm, nullptr);
+    measure(config, feature_at(table, slot), nullptr, 0, 1, &squared_norm, nullptr);
     table.norms[slot] = std::sqrt(static_cast<float>(squared_norm));
     for (int grid = 0; grid < config.grids; ++grid) {
       const Place place = place_of(config, key, grid);

@@ -5,6 +5,8 @@
 #include <cfloat>
 #include <vector>
 
+#include "../chains.h"
+#include "../quantise.h"
 #include "pool.h"
 #include "rows.h"
 
@@ -19,11 +21,57 @@ const char* at(const void* row, DType dtype, int64_t index) {
 
 char* at(void* row, DType dtype, int64_t index) { return static_cast<char*>(row) + index * bytes_of(dtype); }
 
+// Calls body(channel, from, to) for the parts of numbers begin .. end that share a scale.
+template <typename Body>
+void for_channels(const Config& config, int64_t begin, int64_t end, Body body) {
+  for (int64_t from = begin, to; from < end; from = to) {
+    const int64_t channel = from / config.channel_size;
+    to = std::min(end, (channel + 1) * config.channel_size);
+    body(channel, from, to);
+  }
+}
+
 // The block as floats: itself when it is stored so, else converted into `buffer`.
-const float* block_of(DType dtype, const void* row, int64_t begin, int64_t count, float* buffer) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(row) + begin;
-  rows().to_float(dtype, at(row, dtype, begin), buffer, count);
+const float* block_of(const Config& config, const Feature& feature, int64_t begin, int64_t count, float* buffer) {
+  const DType dtype = config.feature_dtype;
+  if (dtype == DType::kFloat32) return static_cast<const float*>(feature.numbers) + begin;
+  rows().to_float(dtype, at(feature.numbers, dtype, begin), buffer, count);
+  if (is_quantised(dtype)) {
+    for_channels(config, begin, begin + count, [&](int64_t channel, int64_t from, int64_t to) {
+      rows().scale(buffer + (from - begin), feature.scales[channel], to - from);
+    });
+  }
   return buffer;
+}
+
+// One channel into 8 bits; whether it is finite.
+bool quantise_channel(DType dtype, const uint16_t* given, int64_t size, uint8_t* numbers, float* scale) {
+  const uint16_t bits = rows().peak(given, size);
+  if (bits >= 0x7c00u) return false;
+  float peak;
+  rows().to_float(DType::kFloat16, &bits, &peak, 1);
+  *scale = scale_of(dtype, peak);
+  float buffer[kBlock];
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const int64_t count = std::min(kBlock, size - begin);
+    rows().to_float(DType::kFloat16, given + begin, buffer, count);
+    rows().scale(buffer, inverse_of(dtype, peak), count);
+    rows().from_float(dtype, buffer, numbers + begin, count);
+  }
+  return true;
+}
+
+// Numbers begin .. end of a sum of features in 8 bits: what a source weighs is its weight times the channel's scale.
+void blend_channels(const Config& config, const std::vector<Feature>& sources, const std::vector<float>& weights,
+                    void* target, int64_t begin, int64_t end) {
+  std::vector<const void*> numbers(sources.size());
+  std::vector<float> factors(sources.size());
+  for (size_t i = 0; i < sources.size(); ++i) numbers[i] = sources[i].numbers;
+  for_channels(config, begin, end, [&](int64_t channel, int64_t from, int64_t to) {
+    for (size_t i = 0; i < sources.size(); ++i) factors[i] = weights[i] * sources[i].scales[channel];
+    rows().blend(config.feature_dtype, numbers.data(), factors.data(), static_cast<int>(numbers.size()), target, from,
+                 to);
+  });
 }
 
 int64_t spans_of(int64_t size) { return (size + kSpan - 1) / kSpan; }
@@ -61,20 +109,42 @@ bool all_finite(const float* a, int64_t count) {
   return true;
 }
 
-bool measure(DType dtype, const void* feature, const void* const* others, int count, int64_t size, int threads,
+Feature feature_at(const Table& table, int64_t slot) {
+  const Config& config = table.config;
+  const int64_t channels = config.channel_size > 0 ? config.feature_size / config.channel_size : 0;
+  return {at(table.features, config.feature_dtype, slot * config.feature_size), table.scales + slot * channels};
+}
+
+bool quantise(const Config& config, const uint16_t* given, uint8_t* numbers, float* scales, int threads) {
+  const int64_t size = config.channel_size, channels = config.feature_size / size;
+  const int64_t together = std::max<int64_t>(1, kSpan / size);  // channels in one task
+  std::atomic<bool> finite{true};
+  parallel_for((channels + together - 1) / together, threads, [&](int64_t task) {
+    const int64_t end = std::min(channels, (task + 1) * together);
+    for (int64_t channel = task * together; channel < end; ++channel) {
+      const int64_t begin = channel * size;
+      if (quantise_channel(config.feature_dtype, given + begin, size, numbers + begin, scales + channel)) continue;
+      finite.store(false, std::memory_order_relaxed);
+      return;
+    }
+  });
+  return finite.load();
+}
+
+bool measure(const Config& config, const Feature& feature, const Feature* others, int count, int threads,
              double* squared_norm, double* dots) {
-  const int64_t spans = spans_of(size), width = 1 + count;
+  const int64_t size = config.feature_size, spans = spans_of(size), width = 1 + count;
   std::vector<double> sums(spans * width, 0.0);
   std::atomic<bool> finite{true};
   parallel_for(spans, threads, [&](int64_t span) {
     float own[kBlock], other[kBlock];
     double* sum = sums.data() + span * width;
     for_blocks(span, size, [&](int64_t begin, int64_t length) {
-      const float* block = block_of(dtype, feature, begin, length, own);
+      const float* block = block_of(config, feature, begin, length, own);
       if (!rows().all_finite(block, length)) finite.store(false, std::memory_order_relaxed);
       sum[0] += rows().sum_squares(block, length);
       for (int i = 0; i < count; ++i) {
-        sum[1 + i] += rows().dot(block, block_of(dtype, others[i], begin, length, other), length);
+        sum[1 + i] += rows().dot(block, block_of(config, others[i], begin, length, other), length);
       }
     });
   });
@@ -87,27 +157,32 @@ bool measure(DType dtype, const void* feature, const void* const* others, int co
   return finite.load();
 }
 
-void blend(DType dtype, const void* const* sources, const float* weights, int count, void* target, int64_t size,
-           int threads) {
-  std::vector<const void*> read;
+void blend(const Config& config, const Feature* sources, const float* weights, int count, void* target, int threads) {
+  const DType dtype = config.feature_dtype;
+  const int64_t size = config.feature_size;
+  std::vector<Feature> read;
+  std::vector<const void*> numbers;
   std::vector<float> kept;
   for (int i = 0; i < count; ++i) {
     if (weights[i] == 0.0f) continue;
     read.push_back(sources[i]);
+    numbers.push_back(sources[i].numbers);
     kept.push_back(weights[i]);
   }
   const size_t heaviest = std::max_element(kept.begin(), kept.end()) - kept.begin();
-  const bool copy = stands_alone(dtype, kept, heaviest);
+  const bool copy = !is_quantised(dtype) && stands_alone(dtype, kept, heaviest);
   if (copy && (threads == 1 || size <= kSpan)) {
-    rows().copy(target, read[heaviest], size * bytes_of(dtype));
+    rows().copy(target, numbers[heaviest], size * bytes_of(dtype));
     return;
   }
   parallel_for(spans_of(size), threads, [&](int64_t span) {
     const int64_t begin = span * kSpan, end = std::min(size, begin + kSpan);
     if (copy) {
-      rows().copy(at(target, dtype, begin), at(read[heaviest], dtype, begin), (end - begin) * bytes_of(dtype));
+      rows().copy(at(target, dtype, begin), at(numbers[heaviest], dtype, begin), (end - begin) * bytes_of(dtype));
+    } else if (is_quantised(dtype)) {
+      blend_channels(config, read, kept, target, begin, end);
     } else {
-      rows().blend(dtype, read.data(), kept.data(), static_cast<int>(kept.size()), target, begin, end);
+      rows().blend(dtype, numbers.data(), kept.data(), static_cast<int>(kept.size()), target, begin, end);
     }
   });
 }

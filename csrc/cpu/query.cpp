@@ -79,12 +79,9 @@ int query_one(const Table& table, const Key& given, const float* latent, int64_t
   if (grid < 0 || !all_finite(latent, config.latent_size)) return -1;
   const int count = candidates(table, grid, places[grid], table.counters[kNextSerial], serials);
   weigh(table, grid, key, latent, serials, count, weights);
-  const int64_t bytes = config.feature_size * bytes_of(config.feature_dtype);
-  std::vector<const void*> sources(count);
-  for (int i = 0; i < count; ++i) {
-    sources[i] = static_cast<const char*>(table.features) + slot_of(config, serials[i]) * bytes;
-  }
-  blend(config.feature_dtype, sources.data(), weights, count, target, config.feature_size, threads);
+  std::vector<Feature> sources(count);
+  for (int i = 0; i < count; ++i) sources[i] = feature_at(table, slot_of(config, serials[i]));
+  blend(config, sources.data(), weights, count, target, threads);
   return grid;
 }
 
@@ -96,7 +93,8 @@ void query(const Table& table, const Items& items, const Answers& answers, int t
   std::fill(answers.serials, answers.serials + items.count * queue, int64_t{-1});
   std::fill(answers.weights, answers.weights + items.count * queue, 0.0f);
   for (int64_t row = 0; row < items.count; ++row) {
-    char* target = static_cast<char*>(answers.features) + row * answers.feature_stride * bytes_of(config.feature_dtype);
+    char* target = static_cast<char*>(answers.features) +
+                   row * answers.feature_stride * bytes_of(answer_type(config.feature_dtype));
     const int grid = query_one(table, load_key(items.keys, row), items.latents + row * config.latent_size,
                                answers.serials + row * queue, answers.weights + row * queue, target, threads);
     answers.grid[row] = grid;

@@ -1,16 +1,12 @@
 // Compiled once for each instruction set, with HASH3D_ROWS naming the table of functions it defines.
 #include "rows.h"
 
+#include "../quantise.h"
 #include "half.h"
-
-#ifdef HASH3D_X86
-#include <immintrin.h>
-#endif
+#include "lanes.h"
 
 namespace hash3d::cpu {
 namespace {
-
-constexpr int kLanes = 16;
 
 void halves_to_floats(const uint16_t* source, float* target, int64_t count) {
   int64_t i = 0;
@@ -49,6 +45,14 @@ void to_float(DType dtype, const void* source, float* target, int64_t count) {
     std::memcpy(target, source, count * sizeof(float));
   } else if (dtype == DType::kFloat16) {
     halves_to_floats(static_cast<const uint16_t*>(source), target, count);
+  } else if (dtype == DType::kInt8) {
+    const uint8_t* bits = static_cast<const uint8_t*>(source);
+    for (int64_t i = 0; i < count; ++i) target[i] = int8_to_float(bits[i]);
+  } else if (dtype == DType::kFloat8) {
+    const uint8_t* bits = static_cast<const uint8_t*>(source);
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) Lanes::load_float8(bits + i).store(target + i);
+    for (; i < count; ++i) target[i] = float8_to_float(bits[i]);
   } else {
     const uint16_t* bits = static_cast<const uint16_t*>(source);
     for (int64_t i = 0; i < count; ++i) target[i] = bfloat16_to_float(bits[i]);
@@ -60,10 +64,30 @@ void from_float(DType dtype, const float* source, void* target, int64_t count) {
     std::memcpy(target, source, count * sizeof(float));
   } else if (dtype == DType::kFloat16) {
     floats_to_halves(source, static_cast<uint16_t*>(target), count);
+  } else if (dtype == DType::kInt8) {
+    uint8_t* bits = static_cast<uint8_t*>(target);
+    for (int64_t i = 0; i < count; ++i) bits[i] = int8_bits(source[i]);
+  } else if (dtype == DType::kFloat8) {
+    uint8_t* bits = static_cast<uint8_t*>(target);
+    for (int64_t i = 0; i < count; ++i) bits[i] = float8_bits(source[i]);
   } else {
     uint16_t* bits = static_cast<uint16_t*>(target);
     for (int64_t i = 0; i < count; ++i) bits[i] = float_to_bfloat16(source[i]);
   }
+}
+
+void scale(float* a, float factor, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) a[i] *= factor;
+}
+
+// Without their sign, float16 numbers are ordered as their bits are.
+uint16_t peak(const uint16_t* a, int64_t count) {
+  int16_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int16_t magnitude = static_cast<int16_t>(a[i] & 0x7fffu);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return static_cast<uint16_t>(largest);
 }
 
 // Sums term(i) in kLanes lanes; lanes are added pairwise, in one order on every path.
@@ -101,64 +125,6 @@ bool all_finite(const float* a, int64_t count) {
   return lane_sum(count, [a](int64_t i) { return a[i] - a[i]; }) == 0.0f;
 }
 
-// kLanes floats in as many registers as this path needs.
-struct Lanes {
-#if defined(__AVX512F__)
-  __m512 all;
-  static Lanes load(const float* a) { return {_mm512_loadu_ps(a)}; }
-  static Lanes load_half(const uint16_t* a) {
-    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)))};
-  }
-  void store(float* a) const { _mm512_storeu_ps(a, all); }
-  Lanes operator*(float b) const { return {_mm512_mul_ps(all, _mm512_set1_ps(b))}; }
-  Lanes operator+(const Lanes& b) const { return {_mm512_add_ps(all, b.all)}; }
-#elif defined(__F16C__)
-  __m256 low, high;
-  static Lanes load(const float* a) { return {_mm256_loadu_ps(a), _mm256_loadu_ps(a + 8)}; }
-  static Lanes load_half(const uint16_t* a) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a))),
-            _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a + 8)))};
-  }
-  void store(float* a) const {
-    _mm256_storeu_ps(a, low);
-    _mm256_storeu_ps(a + 8, high);
-  }
-  Lanes operator*(float b) const {
-    const __m256 all = _mm256_set1_ps(b);
-    return {_mm256_mul_ps(low, all), _mm256_mul_ps(high, all)};
-  }
-  Lanes operator+(const Lanes& b) const { return {_mm256_add_ps(low, b.low), _mm256_add_ps(high, b.high)}; }
-#else
-  float part[kLanes];
-  static Lanes load(const float* a) {
-    Lanes lanes;
-    std::memcpy(lanes.part, a, sizeof lanes.part);
-    return lanes;
-  }
-  static Lanes load_half(const uint16_t* a) {
-    Lanes lanes;
-    for (int i = 0; i < kLanes; ++i) lanes.part[i] = float16_to_float(a[i]);
-    return lanes;
-  }
-  void store(float* a) const { std::memcpy(a, part, sizeof part); }
-  Lanes operator*(float b) const {
-    Lanes lanes;
-    for (int i = 0; i < kLanes; ++i) lanes.part[i] = part[i] * b;
-    return lanes;
-  }
-  Lanes operator+(const Lanes& b) const {
-    Lanes lanes;
-    for (int i = 0; i < kLanes; ++i) lanes.part[i] = part[i] + b.part[i];
-    return lanes;
-  }
-#endif
-  static Lanes load_bfloat(const uint16_t* a) {
-    float buffer[kLanes];
-    for (int i = 0; i < kLanes; ++i) buffer[i] = bfloat16_to_float(a[i]);
-    return load(buffer);
-  }
-};
-
 constexpr int64_t kTile = 16 * kLanes;  // sums on their way to from_float(): they stay in the first-level cache
 
 // Numbers begin .. end of the weighted sum; `load` takes kLanes of a row of T, `one` a single number.
@@ -183,6 +149,36 @@ void blend_rows(DType dtype, const void* const* sources, const float* weights, i
   }
 }
 
+constexpr int64_t kLine = 64;           // bytes of a cache line
+constexpr int64_t kCopied = 2 * kLine;  // in one turn
+constexpr int64_t kFetched = 4096;      // ahead of it
+
+// The same for numbers of 8 bits, into float16, which goes to the target out of the registers: one that weighs alone is
+// converted as fast as a float16 one is copied.
+template <typename Load, typename One>
+void blend_bytes(const void* const* sources, const float* weights, int count, uint16_t* target, int64_t begin,
+                 int64_t end, Load load, One one) {
+  const auto row = [sources](int source) { return static_cast<const uint8_t*>(sources[source]); };
+  const auto blend_lanes = [&](int64_t i) {
+    Lanes sum = load(row(0) + i) * weights[0];
+    for (int source = 1; source < count; ++source) sum = sum + load(row(source) + i) * weights[source];
+    sum.store_half(target + i);
+  };
+  int64_t i = begin;
+  for (; i + kLine <= end; i += kLine) {
+    for (int source = 0; source < count; ++source) __builtin_prefetch(row(source) + i + kFetched);
+    __builtin_prefetch(target + i + kFetched / 2, 1);
+    __builtin_prefetch(target + i + kFetched / 2 + kLine / 2, 1);
+    for (int64_t lanes = 0; lanes < kLine; lanes += kLanes) blend_lanes(i + lanes);
+  }
+  for (; i + kLanes <= end; i += kLanes) blend_lanes(i);
+  for (; i < end; ++i) {
+    float sum = one(row(0)[i]) * weights[0];
+    for (int source = 1; source < count; ++source) sum += one(row(source)[i]) * weights[source];
+    target[i] = float_to_float16(sum);
+  }
+}
+
 void blend(DType dtype, const void* const* sources, const float* weights, int count, void* target, int64_t begin,
            int64_t end) {
   if (dtype == DType::kFloat32) {
@@ -193,16 +189,20 @@ void blend(DType dtype, const void* const* sources, const float* weights, int co
     blend_rows<uint16_t>(
         dtype, sources, weights, count, target, begin, end, [](const uint16_t* a) { return Lanes::load_half(a); },
         [](uint16_t a) { return float16_to_float(a); });
+  } else if (dtype == DType::kInt8) {
+    blend_bytes(
+        sources, weights, count, static_cast<uint16_t*>(target), begin, end,
+        [](const uint8_t* a) { return Lanes::load_int8(a); }, int8_to_float);
+  } else if (dtype == DType::kFloat8) {
+    blend_bytes(
+        sources, weights, count, static_cast<uint16_t*>(target), begin, end,
+        [](const uint8_t* a) { return Lanes::load_float8(a); }, float8_to_float);
   } else {
     blend_rows<uint16_t>(
         dtype, sources, weights, count, target, begin, end, [](const uint16_t* a) { return Lanes::load_bfloat(a); },
         [](uint16_t a) { return bfloat16_to_float(a); });
   }
 }
-
-constexpr int64_t kLine = 64;           // bytes of a cache line
-constexpr int64_t kCopied = 2 * kLine;  // in one turn
-constexpr int64_t kFetched = 4096;      // ahead of it
 
 void copy(void* target, const void* source, int64_t bytes) {
   char* to = static_cast<char*>(target);
@@ -220,7 +220,7 @@ void copy(void* target, const void* source, int64_t bytes) {
 
 }  // namespace
 
-extern const Rows HASH3D_ROWS = {HASH3D_ROWS_NAME, to_float,   from_float, sum_squares, dot,
+extern const Rows HASH3D_ROWS = {HASH3D_ROWS_NAME, to_float,   from_float, scale, peak, sum_squares, dot,
                                  squared_distance, all_finite, blend,      copy};
 
 }  // namespace hash3d::cpu

@@ -17,11 +17,16 @@ struct Rows {
   void (*to_float)(DType dtype, const void* source, float* target, int64_t count);
   void (*from_float)(DType dtype, const float* source, void* target, int64_t count);
   // One block (count <= kBlock): sum of squares; infinite or NaN when something in it is not finite.
+  // Multiplies each number in place.
+  void (*scale)(float* a, float factor, int64_t count);
+  // The largest magnitude among float16 numbers, as bits: 0x7c00 or more when something is not finite.
+  uint16_t (*peak)(const uint16_t* a, int64_t count);
   float (*sum_squares)(const float* a, int64_t count);
   float (*dot)(const float* a, const float* b, int64_t count);
   float (*squared_distance)(const float* a, const float* b, int64_t count);
   bool (*all_finite)(const float* a, int64_t count);
-  // Numbers begin .. end of target = sum of weights * sources, in their order; all rows of `dtype`, count >= 1.
+  // Numbers begin .. end of target = sum of weights * sources, in their order; sources are rows of `dtype`, the target
+  // of answer_type(dtype), count >= 1. Numbers of 8 bits are taken as they are: their scales belong into the weights.
   // Reads every source once and writes the target once.
   void (*blend)(DType dtype, const void* const* sources, const float* weights, int count, void* target, int64_t begin,
                 int64_t end);
@@ -37,7 +42,5 @@ extern const Rows kRowsAvx512;
 
 // The path in use: the best this machine runs, or HASH3D_SIMD, or what use_simd() chose.
 const Rows& rows();
-
-inline int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 }  // namespace hash3d::cpu

@@ -4,12 +4,15 @@
 // item's candidates. An item that is not finite has been written to its slot too; nothing refers to it there. Which
 // items are to be skipped is known on the device only, so their kernels are launched all the same and leave at once.
 //
-// Bytes that must move for an item: its feature and latent read and written, the feature of every candidate read.
+// Bytes that must move for an item: its feature and latent read and written, the feature of every candidate read. In 8
+// bits what is written, and read of candidates, is half of the float16 feature that comes in, and the scales.
 #include "backend.h"
 #include "device.cuh"
 #include "join.cuh"
 #include "numbers.cuh"
 #include "reduce.cuh"
+#include "store.cuh"
+#include "store_scaled.cuh"
 
 namespace hash3d::cuda {
 namespace {
@@ -17,20 +20,6 @@ namespace {
 constexpr int64_t kSpan = 4096;             // numbers of a feature that one block of `store` takes
 constexpr int64_t kMostBlocks = 1024;       // then the blocks take more
 constexpr int64_t kMostPartials = 1 << 20;  // numbers of scratch memory for the blocks' sums
-constexpr int kTogether = 4;                // candidates whose dot products are summed in one pass over the new feature
-
-// One item's way through the kernels, all in scratch memory. C <= M Q candidates, each once.
-struct Plan {
-  int64_t blocks;     // of `store`
-  int64_t* found;     // [M, Q] candidates of every grid, newest first
-  int32_t* places;    // [M, Q] where in `others` they stand
-  int32_t* counts;    // [M] how many
-  int64_t* others;    // [C] the candidates of all grids, each once
-  int32_t* distinct;  // C
-  float* partials;    // [1 + C, blocks] squared norm and dot products of the blocks' parts
-  int32_t* finite;    // [blocks] whether the block's part is
-  float* cosines;     // [C]
-};
 
 Plan take(Scratch& scratch, const Config& config) {
   const int64_t most = static_cast<int64_t>(config.grids) * config.queue_length;
@@ -108,84 +97,8 @@ __device__ void find_candidates(const Table& table, const Key& given, int64_t ne
   if (lane == 0) *plan.distinct = distinct;
 }
 
-__device__ __forceinline__ bool is_skipped(const uint8_t* skip, int64_t item) {
-  return skip != nullptr && skip[item] != 0;
-}
-
 __global__ void __launch_bounds__(kWarp) begin(const Table table, const float* keys, const Plan plan) {
   find_candidates(table, load_key(keys, 0), table.counters[kNextSerial] + 1, plan);
-}
-
-// Stores numbers begin .. end (in pieces) of the feature where `first` is 0, and sums its squares; sums its products
-// with candidates first .. first + kTogether. All threads get the sums: squares, then products.
-template <typename Piece>
-__device__ void measure(const typename Piece::Raw* feature, typename Piece::Raw* slot,
-                        const typename Piece::Raw* const (&others)[kTogether], int64_t begin, int64_t end, bool storing,
-                        float (&sums)[1 + kTogether], bool& finite) {
-  using Raw = typename Piece::Raw;
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    const Raw raw = feature[i];
-    float own[Piece::kNumbers];
-    Piece::unpack(raw, own);
-    if (storing) {
-      slot[i] = raw;
-#pragma unroll
-      for (int k = 0; k < Piece::kNumbers; ++k) {
-        sums[0] += own[k] * own[k];
-        finite = finite && is_finite(own[k]);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      if (others[j] == nullptr) continue;
-      float other[Piece::kNumbers];
-      Piece::unpack(others[j][i], other);
-#pragma unroll
-      for (int k = 0; k < Piece::kNumbers; ++k) sums[1 + j] += own[k] * other[k];
-    }
-  }
-  block_reduce(sums, Add{});
-}
-
-template <typename Piece>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    store(const Table table, const typename Piece::Raw* feature, const float* latent, const uint8_t* skip, int64_t item,
-          const Plan plan) {
-  if (is_skipped(skip, item)) return;
-  using Raw = typename Piece::Raw;
-  const Config& config = table.config;
-  const int64_t block = blockIdx.x, blocks = plan.blocks;
-  const int64_t slot = slot_of(config, table.counters[kNextSerial]);
-  const int64_t pieces = config.feature_size / Piece::kNumbers;
-  const int64_t share = (pieces + blocks - 1) / blocks;
-  const int64_t begin = share * block, end = begin + share < pieces ? begin + share : pieces;
-  Raw* features = static_cast<Raw*>(table.features);
-  const int distinct = *plan.distinct;
-  bool finite = true;
-  for (int first = 0; first == 0 || first < distinct; first += kTogether) {
-    const Raw* others[kTogether];
-    float sums[1 + kTogether] = {};
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const bool there = first + j < distinct;
-      others[j] = there ? features + slot_of(config, plan.others[first + j]) * pieces : nullptr;
-    }
-    measure<Piece>(feature, features + slot * pieces, others, begin, end, first == 0, sums, finite);
-    if (threadIdx.x == 0) {
-      if (first == 0) plan.partials[block] = sums[0];
-#pragma unroll
-      for (int j = 0; j < kTogether; ++j) {
-        if (first + j < distinct) plan.partials[(1 + first + j) * blocks + block] = sums[1 + j];
-      }
-    }
-  }
-  const int64_t step = blocks * kThreads;
-  for (int64_t i = block * kThreads + threadIdx.x; i < config.latent_size; i += step) {
-    finite = finite && is_finite(latent[i]);
-    table.latents[slot * config.latent_size + i] = latent[i];
-  }
-  finite = __syncthreads_and(finite);
-  if (threadIdx.x == 0) plan.finite[block] = finite;
 }
 
 // The sum of the blocks' parts, for the first lane of the warp.
@@ -266,6 +179,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (more && threadIdx.x < kWarp) find_candidates(table, load_key(keys, item + 1), next_serial + 1, plan);
 }
 
+void store_item(const Table& table, const Items& items, int64_t item, bool wide, const Plan& plan,
+                const Context& context) {
+  const Config& config = table.config;
+  const dim3 blocks(static_cast<unsigned>(plan.blocks));
+  const float* latent = items.latents + item * config.latent_size;
+  if (is_quantised(config.feature_dtype)) {
+    const auto run = [&](auto piece) {
+      launch("append: store", context, blocks, kThreads, store_scaled<decltype(piece)>, table, items.features, latent,
+             items.skip, item, team_size(config, decltype(piece)::kNumbers), plan);
+    };
+    return wide ? run(Wide<DType::kInt8>{}) : run(Narrow{});
+  }
+  with_piece(config.feature_dtype, wide, [&](auto piece) {
+    using Kind = decltype(piece);
+    if constexpr (!Kind::kScaled) {
+      launch("append: store", context, blocks, kThreads, store<Kind>, table, items.features, latent, items.skip, item,
+             plan);
+    }
+  });
+}
+
 }  // namespace
 
 int64_t append_scratch(const Config& config) {
@@ -281,19 +215,12 @@ void append(const Table& table, const Items& items, int64_t* serials, const Cont
   Scratch scratch(context.scratch);
   const Plan plan = take(scratch, config);
   launch("append: begin", context, dim3(1), kWarp, begin, table, items.keys, plan);
-  const bool wide =
-      is_wide(config.feature_dtype, config.feature_size, config.feature_size, table.features, items.features);
-  with_piece(config.feature_dtype, wide, [&](auto piece) {
-    using Kind = decltype(piece);
-    const auto* features = static_cast<const typename Kind::Raw*>(items.features);
-    for (int64_t item = 0; item < items.count; ++item) {
-      launch("append: store", context, dim3(static_cast<unsigned>(plan.blocks)), kThreads, store<Kind>, table,
-             features + item * (config.feature_size / Kind::kNumbers), items.latents + item * config.latent_size,
-             items.skip, item, plan);
-      launch("append: settle", context, dim3(1), kThreads, settle, table, items.keys, items.skip, item,
-             item + 1 < items.count, plan, serials);
-    }
-  });
+  const bool wide = is_wide(table, config.feature_size, items.features);
+  for (int64_t item = 0; item < items.count; ++item) {
+    store_item(table, items, item, wide, plan, context);
+    launch("append: settle", context, dim3(1), kThreads, settle, table, items.keys, items.skip, item,
+           item + 1 < items.count, plan, serials);
+  }
 }
 
 }  // namespace hash3d::cuda

@@ -21,21 +21,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) blank(const Table tabl
   if (first < kCounters) table.counters[first] = 0;
 }
 
-// Norms and cells of entries whose keys and features are in their slots; a block each.
-template <typename Piece>
+// Norms and cells of entries whose keys and features are in their slots; a block each. Number by number, whatever the
+// type: a file is read from a disk.
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     measure(const Table table, const int64_t* serials, int64_t count) {
   const Config& config = table.config;
+  const DType type = config.feature_dtype;
   for (int64_t row = blockIdx.x; row < count; row += gridDim.x) {
     const int64_t slot = slot_of(config, serials[row]);
-    const int64_t pieces = config.feature_size / Piece::kNumbers;
-    const auto* feature = static_cast<const typename Piece::Raw*>(table.features) + slot * pieces;
     float squares[1] = {0.0f};
-    for (int64_t i = threadIdx.x; i < pieces; i += kThreads) {
-      float numbers[Piece::kNumbers];
-      Piece::unpack(feature[i], numbers);
-#pragma unroll
-      for (int k = 0; k < Piece::kNumbers; ++k) squares[0] += numbers[k] * numbers[k];
+    for (int64_t i = threadIdx.x; i < config.feature_size; i += kThreads) {
+      const int64_t place = slot * config.feature_size + i;
+      float number[1];
+      Narrow::unpack(type, Narrow::load(type, table.features, place), number);
+      if (is_quantised(type)) number[0] *= table.scales[place / config.channel_size];
+      squares[0] += number[0] * number[0];
     }
     block_reduce(squares, Add{});
     if (threadIdx.x == 0) table.norms[slot] = sqrtf(squares[0]);
@@ -79,15 +79,10 @@ void clear(const Table& table, const Context& context) {
 void restore(const Table& table, const int64_t* serials, const uint8_t* member, int64_t count, int32_t* overflow,
              const Context& context) {
   const DeviceGuard guard(context.device);
-  const Config& config = table.config;
   launch("restore", context, dim3(1), 1, start, overflow);
   if (count == 0) return;
-  const bool wide =
-      is_wide(config.feature_dtype, config.feature_size, config.feature_size, table.features, table.features);
-  with_piece(config.feature_dtype, wide, [&](auto piece) {
-    launch("restore: norms", context, dim3(static_cast<unsigned>(std::min<int64_t>(count, 65536))), kThreads,
-           measure<decltype(piece)>, table, serials, count);
-  });
+  launch("restore: norms", context, dim3(static_cast<unsigned>(std::min<int64_t>(count, 65536))), kThreads, measure,
+         table, serials, count);
   launch("restore: chains", context, dim3(1), kWarp, rejoin, table, serials, member, count, overflow);
 }
 

@@ -55,11 +55,20 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         'elevation,azimuth,radius,timestep: "10,10,.1,10;30,30,.2,100"',
     )
     cache.add_argument("--memory-budget", metavar="BYTES", help='memory of the table, such as "256MiB" (default)')
+    add_feature_dtype(cache)
     output = parser.add_argument_group("output")
     output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
     output.add_argument("--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)")
     output.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="between checkpoints (default 100)")
     output.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def add_feature_dtype(group: Any) -> None:
+    """``--feature-dtype``, which plan has too."""
+    names = ("float32", "float16", "bfloat16", "int8", "fp8")  # DTYPE_NAMES, whose module --help does not wait for
+    group.add_argument(
+        "--feature-dtype", choices=names, help="what entries are stored in (default: what the U-Net computes in)"
+    )
 
 
 def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:

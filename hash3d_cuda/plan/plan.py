@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hash3d_cuda.bounds import step_bound, unet_bound
-from hash3d_cuda.checks import FEATURE_DTYPES, check_choice, check_int, check_real, fail, parse_bytes
+from hash3d_cuda.checks import DTYPE_NAMES, STORED_DTYPES, check_choice, check_int, check_real, fail, parse_bytes
 from hash3d_cuda.config import DEFAULT_MEMORY_BUDGET
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
 from hash3d_cuda.options import TableOptions
@@ -30,7 +30,8 @@ class CacheSetting:
     """The cache's options that decide what is predicted; see :class:`hash3d_cuda.Hash3DConfig`.
 
     ``memory_budget`` may be ``"unlimited"``, which holds every view of the run; ``capacity``, in entries, takes its
-    place when given. ``timestep_first``: see :func:`hash3d_cuda.plan.simulate.simulate`.
+    place when given. ``feature_dtype`` is a name such as ``"int8"``; None: float16, float32 for the shipped prior.
+    ``timestep_first``: see :func:`hash3d_cuda.plan.simulate.simulate`.
     """
 
     eta: float = 0.1
@@ -42,6 +43,7 @@ class CacheSetting:
     match: str = "cell"
     memory_budget: int | str = DEFAULT_MEMORY_BUDGET
     capacity: int | None = None
+    feature_dtype: str | None = None
     azimuth_period: float | None = 360.0
     timestep_first: bool = False
     seed: int = 0
@@ -51,6 +53,8 @@ class CacheSetting:
         check_int("position", self.position, 1)
         check_int("groups", self.groups, 1)
         check_int("seed", self.seed, 0)
+        if self.feature_dtype is not None:
+            check_choice("feature_dtype", self.feature_dtype, tuple(DTYPE_NAMES))
         if self.memory_budget != UNLIMITED:
             parse_bytes("memory_budget", self.memory_budget)
 
@@ -159,7 +163,7 @@ def plan(
             ``"sd21"``.
         vae: ``"KL-VAE"`` or ``"TAESD"`` when every step encodes, at 8 pixels per latent; ``"none"``.
         other_share: what of a step without the cache is neither U-Net nor VAE (rendering, optimizer), 0 to 1.
-        feature_dtype: of the stored features; by default float16, float32 for the shipped prior.
+        feature_dtype: of the stored features, in the place of the setting's.
         search: look for better settings under the same budget too.
         title: for reports.
         seed: of the views, where ``views`` is a :class:`ViewRanges`.
@@ -196,16 +200,21 @@ def run_keys(views: Any, seed: int = 0) -> Tensor:
 
 def setting_of(settings: Any) -> CacheSetting:
     """The cache's options in a :class:`hash3d_cuda.sds.settings.GenerateSettings`."""
-    names = ("position", "grids", "memory_budget", "capacity", "match", "queue_length", "num_buckets", "seed")
+    names = (
+        "position", "grids", "memory_budget", "capacity", "match", "queue_length", "num_buckets", "feature_dtype",
+        "seed",
+    )  # fmt: skip
     values = {name: value for name in names if (value := getattr(settings, name, None)) is not None}
     return CacheSetting(eta=settings.eta if settings.cache else 0.0, **values)
 
 
 def table_memory(setting: CacheSetting, cost: UNetCost, views: int, feature_dtype: torch.dtype | None) -> Memory:
     """The table's memory for a U-Net's features, ``[groups, C, H, W]`` at ``setting.position``."""
-    dtype = feature_dtype or (torch.float32 if cost.name == SHIPPED else torch.float16)
-    if dtype not in FEATURE_DTYPES:
-        fail(ValueError, "feature_dtype", "float32, float16 or bfloat16", dtype, "choose one of these")
+    own = torch.float32 if cost.name == SHIPPED else torch.float16
+    dtype = feature_dtype or (own if setting.feature_dtype is None else DTYPE_NAMES[setting.feature_dtype])
+    if dtype not in STORED_DTYPES:
+        names = ", ".join(str(one) for one in STORED_DTYPES)
+        fail(ValueError, "feature_dtype", f"one of {names}", dtype, "choose one of these")
     room: dict[str, Any] = {"capacity": setting.capacity, "memory_budget": None}
     if setting.capacity is None:
         unlimited = setting.memory_budget == UNLIMITED

@@ -228,12 +228,15 @@ class SdsRun:
 def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1) -> Any:
     """Puts the cache on the prior's U-Net, for so many subjects that share its memory."""
     from hash3d_cuda import Hash3DConfig, apply_hash3d
+    from hash3d_cuda.checks import DTYPE_NAMES
 
+    stored = settings.feature_dtype
     config = Hash3DConfig(
         eta=settings.eta, position=settings.position, groups=prior.groups, grids=settings.grids,
         memory_budget=settings.memory_budget, capacity=settings.capacity, seed=settings.seed, mode=settings.mode,
         match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
         num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_conditions=conditions,
+        feature_dtype=None if stored is None else DTYPE_NAMES[stored],
     )  # fmt: skip
     return apply_hash3d(prior.unet, config)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hash3d_cuda.checks import (
+    DTYPE_NAMES,
     check_choice,
     check_device,
     check_int,
@@ -73,6 +74,8 @@ class GenerateSettings:
             neither, 256 MiB.
         capacity: entries of the table, in the place of ``memory_budget``.
         mode, match, queue_length, num_buckets, min_similarity: as in :class:`hash3d_cuda.Hash3DConfig`.
+        feature_dtype: what the table stores features in, ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int8"`` or
+            ``"fp8"``; None is what the U-Net computes in.
         aggregation: how candidates become one feature, ``Hash3DConfig``'s ``weighting`` (here that is the gradient's).
         seed: everything random follows from it.
         device: where scene and prior live.
@@ -116,6 +119,7 @@ class GenerateSettings:
     queue_length: int = 3
     num_buckets: int = 100_003
     min_similarity: float | None = None
+    feature_dtype: str | None = None
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: int = 100
@@ -184,6 +188,8 @@ class GenerateSettings:
         check_choice("mode", self.mode, MODES)
         check_choice("match", self.match, MATCHES)
         check_choice("aggregation", self.aggregation, AGGREGATIONS)
+        if self.feature_dtype is not None:
+            check_choice("feature_dtype", self.feature_dtype, tuple(DTYPE_NAMES))
         self._set("queue_length", check_int("queue_length", self.queue_length, 1))
         self._set("num_buckets", check_int("num_buckets", self.num_buckets, 1))
         if self.min_similarity is not None:

@@ -14,8 +14,6 @@ namespace {
 
 using namespace hash3d;
 
-int64_t bytes_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
-
 struct Random {
   std::mt19937 engine;
 
@@ -33,7 +31,12 @@ Config random_config(Random& random) {
   config.grids = static_cast<int>(1 + random.up_to(3));
   config.queue_length = random.pick({1, 2, 3, 3, 7, 33, 70});
   config.num_buckets = random.pick<int64_t>({1, 7, 1009});
-  config.feature_dtype = random.pick({DType::kFloat32, DType::kFloat16, DType::kBFloat16});
+  config.feature_dtype =
+      random.pick({DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8, DType::kFloat8});
+  if (is_quantised(config.feature_dtype)) {
+    const int64_t size = config.feature_size;
+    config.channel_size = random.pick({size, size % 4 == 0 ? size / 4 : size, size % 8 == 0 ? int64_t{8} : int64_t{1}});
+  }
   config.match = random.pick({Match::kCell, Match::kBucket});
   config.weighting = random.pick({Weighting::kSoftmax, Weighting::kNearestKey, Weighting::kUniform});
   config.azimuth_period = random.pick({360.0f, 25.0f, 0.0f});
@@ -74,6 +77,8 @@ class Pair {
       if (!same(cpu_.features, other_.features, slot, config_.feature_size * bytes_of(config_.feature_dtype))) {
         return "features";
       }
+      const int64_t channels = static_cast<int64_t>(cpu_.scales.size()) / config_.capacity;
+      if (!same(cpu_.scales, other_.scales, slot, channels)) return "scales";
     }
     return nullptr;
   }
@@ -116,12 +121,12 @@ class Pair {
     spoil(keys);
     spoil(latents);
     spoil(features);
-    std::vector<char> stored(features.size() * bytes_of(config_.feature_dtype));
-    from_float(config_.feature_dtype, features.data(), stored.data(), static_cast<int64_t>(features.size()));
+    std::vector<char> given(features.size() * bytes_of(type_));
+    from_float(type_, features.data(), given.data(), static_cast<int64_t>(features.size()));
     std::vector<uint8_t> skip(count);
     for (uint8_t& mark : skip) mark = random_.pick<uint8_t>({0, 0, 1, 255});
     const bool some = random_.pick({true, false});
-    const Items items{count, keys.data(), latents.data(), stored.data(), some ? skip.data() : nullptr};
+    const Items items{count, keys.data(), latents.data(), given.data(), some ? skip.data() : nullptr};
     std::vector<int64_t> a(count), b(count);
     append(cpu_.table, items, a.data(), Context{});
     append(other_.table, items, b.data(), with_scratch(append_scratch(config_, DeviceType::kCuda)));
@@ -136,7 +141,7 @@ class Pair {
     std::vector<float> weights;
 
     Answer(const Config& config, int64_t count)
-        : features(count * config.feature_size * bytes_of(config.feature_dtype), 1),
+        : features(count * config.feature_size * bytes_of(answer_type(config.feature_dtype)), 1),
           hit(count),
           grid(count),
           serials(count * config.queue_length),
@@ -160,8 +165,8 @@ class Pair {
       if (!near(a.weights[i], b.weights[i], 1e-3f)) return "weights of query";
     }
     std::vector<float> x(count * config_.feature_size), y(x.size());
-    to_float(config_.feature_dtype, a.features.data(), x.data(), static_cast<int64_t>(x.size()));
-    to_float(config_.feature_dtype, b.features.data(), y.data(), static_cast<int64_t>(y.size()));
+    to_float(type_, a.features.data(), x.data(), static_cast<int64_t>(x.size()));
+    to_float(type_, b.features.data(), y.data(), static_cast<int64_t>(y.size()));
     for (size_t i = 0; i < x.size(); ++i) {
       if (!near(x[i], y[i], 1e-2f)) return "features of query";
     }
@@ -193,6 +198,7 @@ class Pair {
 
   Random& random_;
   Config config_;
+  DType type_ = answer_type(config_.feature_dtype);  // of what goes in and comes out
   std::vector<char> scratch_;
   Owner cpu_, other_;
 };

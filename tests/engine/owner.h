@@ -12,7 +12,7 @@ namespace hash3d {
 
 struct Owner {
   std::vector<int64_t> chains, counters;
-  std::vector<float> similarity, keys, cells, norms, latents;
+  std::vector<float> similarity, keys, cells, norms, latents, scales;
   std::vector<char> features;
   std::vector<int32_t> joined;
   Table table;
@@ -20,7 +20,7 @@ struct Owner {
   Owner(const Config& config, const Context& context) : table{} {
     table.config = config;
     const int64_t buckets = config.grids * config.num_buckets;
-    const int64_t bytes = config.feature_dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t channels = config.channel_size > 0 ? config.feature_size / config.channel_size : 0;
     chains.resize(buckets * (1 + config.queue_length));
     similarity.resize(buckets);
     keys.resize(config.capacity * kKeyDims);
@@ -28,7 +28,8 @@ struct Owner {
     norms.resize(config.capacity);
     joined.resize(config.capacity);
     latents.resize(config.capacity * config.latent_size);
-    features.resize(config.capacity * config.feature_size * bytes);
+    features.resize(config.capacity * config.feature_size * bytes_of(config.feature_dtype));
+    scales.resize(config.capacity * channels);
     counters.resize(kCounters);
     table.chains = chains.data();
     table.similarity = similarity.data();
@@ -38,6 +39,7 @@ struct Owner {
     table.joined = joined.data();
     table.latents = latents.data();
     table.features = features.data();
+    table.scales = scales.data();
     table.counters = counters.data();
     clear(table, context);
   }

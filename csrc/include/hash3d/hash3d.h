@@ -10,16 +10,29 @@
 #include <string>
 #include <vector>
 
+#ifdef __CUDACC__
+#define HASH3D_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define HASH3D_HOST_DEVICE inline
+#endif
+
 namespace hash3d {
 
 constexpr int kKeyDims = 4;    // elevation, azimuth, radius, timestep: key order, everywhere
 constexpr int kAzimuth = 1;    // the periodic one
 constexpr int kMaxGrids = 16;  // M
 
-enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kInt8 = 3, kFloat8 = 4 };  // the last: e4m3
 enum class Match : int { kCell = 0, kBucket = 1 };
 enum class Weighting : int { kSoftmax = 0, kNearestKey = 1, kUniform = 2 };
 enum class DeviceType : int { kCpu = 0, kCuda = 1 };
+
+HASH3D_HOST_DEVICE constexpr bool is_quantised(DType type) { return type == DType::kInt8 || type == DType::kFloat8; }
+// In what features come in and answers go out: the stored type itself, unless that has 8 bits.
+HASH3D_HOST_DEVICE constexpr DType answer_type(DType type) { return is_quantised(type) ? DType::kFloat16 : type; }
+HASH3D_HOST_DEVICE constexpr int64_t bytes_of(DType type) {
+  return type == DType::kFloat32 ? 4 : is_quantised(type) ? 1 : 2;
+}
 
 struct Config {
   int grids;             // M
@@ -28,6 +41,7 @@ struct Config {
   int64_t capacity;      // slots
   int64_t feature_size;  // numbers in a feature
   int64_t latent_size;   // numbers in a latent
+  int64_t channel_size;  // numbers of a feature that share a scale: a divisor of feature_size; 0 where none has one
   DType feature_dtype;
   Match match;
   Weighting weighting;
@@ -54,6 +68,7 @@ struct Table {
   int32_t* joined;    // [capacity], in how many chains the entry stands
   float* latents;     // [capacity, latent_size]
   void* features;     // [capacity, feature_size], feature_dtype
+  float* scales;      // [capacity, feature_size / channel_size], what a channel's stored numbers are multiplied by
   int64_t* counters;  // [kCounters]
 };
 
@@ -67,7 +82,8 @@ struct Context {
   int threads = 1;
 };
 
-// B items: keys float32 [B,4], latents float32 [B,latent_size], features feature_dtype [B,feature_size]; all dense.
+// B items: keys float32 [B,4], latents float32 [B,latent_size], features [B,feature_size] in
+// answer_type(feature_dtype); all dense.
 // `skip` uint8 [B], for an append only: items not to store where it is not 0; null for none.
 struct Items {
   int64_t count;
@@ -77,7 +93,8 @@ struct Items {
   const uint8_t* skip = nullptr;
 };
 
-// Answers of a query. `features` rows are `feature_stride` numbers apart, each dense; rows that miss are not written.
+// Answers of a query. `features` rows, in answer_type(feature_dtype), are `feature_stride` numbers apart, each dense;
+// rows that miss are not written.
 struct Answers {
   void* features;
   int64_t feature_stride;
@@ -142,7 +159,7 @@ bool use_simd(const std::string& name);
 // Whether append, query, lookup, similarity and clear exist for a device type in this build.
 bool supports(DeviceType type);
 
-// Rows of numbers converted between float32 and a stored dtype, round to nearest even; for tests.
+// Rows of numbers converted between float32 and a stored dtype, round to nearest even, without scales; for tests.
 void to_float(DType dtype, const void* source, float* target, int64_t count);
 void from_float(DType dtype, const float* source, void* target, int64_t count);
 
