@@ -36,9 +36,14 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
+    subcommands: dict[str, Parser]
+
+    def command(self, name: str) -> Parser:
+        """The parser of a subcommand."""
+        return self.subcommands[name]
+
     def error(self, message: str) -> NoReturn:
-        print(f"hash3d: error: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def build_parser(command: str | None = None) -> Parser:
@@ -52,6 +57,7 @@ def build_parser(command: str | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"hash3d {version()}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    parser.subcommands = commands.choices
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(
             name,
