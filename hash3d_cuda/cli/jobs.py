@@ -20,7 +20,7 @@ from hash3d_cuda.cli.options import (
     open_subject,
 )
 from hash3d_cuda.cli.recipe import is_own, plan_recipe
-from hash3d_cuda.torchrun import own_device, own_rank
+from hash3d_cuda.torchrun import own_device, own_rank, world_size
 
 STATE = ".hash3d-jobs"  # in --out: who works on what
 PRIORS = 2  # kept loaded by a worker
@@ -85,7 +85,7 @@ def job_options(parser: argparse.ArgumentParser, common: argparse.Namespace, job
     """A job as the options of a command line of its own, those of the common one beneath; raises ValueError."""
     values = dict(job.values)
     asked = [name for name in ("image", "prompt", "subject") if values.get(name) is not None]
-    if not asked or len(asked) > 1 and asked != ["image", "prompt"]:  # a recipe may ask for both
+    if not asked or (len(asked) > 1 and asked != ["image", "prompt"]):  # a recipe may ask for both
         raise ValueError(
             f'expected "image" or "prompt", got {", ".join(asked) or "neither"}; give the one it starts from'
         )
@@ -135,7 +135,7 @@ def check_job(options: argparse.Namespace, load: Any) -> None:
     except (UsageError, OSError) as error:
         raise ValueError(one_line(error)) from None
     if not looks_like_path(options.subject) and is_own(options.prior):
-        load(options.prior, "cpu" if options.device is None else options.device).resolve(options.subject)
+        load(options.prior, device=options.device or "cpu").resolve(options.subject)
 
 
 def load_prior(source: Any, device: str) -> Any:
@@ -155,15 +155,15 @@ def work_here(parser: Any, options: argparse.Namespace, jobs: list[Any], ledger:
         own = job_options(parser, options, claim.job)
         own.resume = find_unfinished(own.out) is not None
         making = Making(interrupt=interrupt, progress=check, load=load, skip_finished=claim.number > 1)
-        values = {**given_settings(own)}
-        return make(own, values, making)
+        return make(own, given_settings(own), making)
 
     def say(text: str) -> None:
         if not options.quiet:
             print(f"hash3d: worker {own_rank()}: {text}", file=sys.stderr, flush=True)
 
     with Interrupt() as interrupt:
-        work(jobs, ledger, make_one, interrupt, say, is_final, one_line)
+        first = len(jobs) * own_rank() // world_size()
+        work(jobs, ledger, make_one, interrupt, say, is_final, one_line, first)
 
 
 def is_final(error: BaseException) -> bool:

@@ -125,7 +125,8 @@ def dispatch(arguments: list[str]) -> int:
 def one_line(error: BaseException) -> str:
     """An exception as one line; the kinds that only a defect raises are named as such."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("hash3d_cuda"):
-        return f"the package {error.name!r} is missing; install it with: pip install 'hash3d-cuda[generate]'"
+        extra = "ray" if error.name == "ray" else "generate"
+        return f"the package {error.name!r} is missing; install it with: pip install 'hash3d-cuda[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {str(error.filename)!r}"
     text = " ".join(str(error).split()) or type(error).__name__

@@ -33,15 +33,22 @@ def run_on_ray(arguments: Sequence[str], workers: int, device: str | None) -> li
         count = workers or max(int(ray.cluster_resources().get(kind, 1)), 1)
         needs = {"num_gpus": 1} if kind == "GPU" else {"num_cpus": 1}
         task = ray.remote(max_retries=RESTARTS, **needs)(run_worker)
-        return ray.get([task.remote(list(arguments), os.getcwd()) for _ in range(count)])
+        return ray.get([task.remote(list(arguments), os.getcwd(), number, count) for number in range(count)])
     finally:
         if own_cluster:
             ray.shutdown()
 
 
-def run_worker(arguments: list[str], folder: str) -> int:
-    """A worker's whole life, in ``folder``; returns its exit code."""
+def run_worker(arguments: list[str], folder: str, number: int, count: int) -> int:
+    """The whole life of worker ``number`` of ``count``, in ``folder``; returns its exit code."""
     from hash3d_cuda.cli.main import main
 
+    before = dict(os.environ), os.getcwd()
+    os.environ.update(RANK=str(number), WORLD_SIZE=str(count))
     os.chdir(folder)
-    return main(arguments)
+    try:
+        return main(arguments)
+    finally:  # Ray keeps the process for other tasks
+        os.environ.clear()
+        os.environ.update(before[0])
+        os.chdir(before[1])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from .claims import DONE, FAILED, INTERRUPTED, Claim, ClaimLost, Ledger
 from .files import Job
 
-IDLE = 0.5  # seconds between two looks for work
+IDLE, LONGEST_IDLE = 0.5, 15.0  # seconds between two looks for work: the first, and when there is none for long
 
 
 class Asked(Protocol):
@@ -26,6 +26,7 @@ def work(
     say: Callable[[str], None],
     is_final: Callable[[Exception], bool] = lambda error: False,
     one_line: Callable[[Exception], str] = str,
+    first: int = 0,
 ) -> None:
     """Works until every job is over, other workers' included, or an end is asked for.
 
@@ -38,16 +39,25 @@ def work(
         say: told what happens, one line at a time.
         is_final: whether a job that ended with this exception would do so again.
         one_line: an exception as the summary shows it.
+        first: where to begin; workers that begin in different places are not in each other's way.
     """
-    left = list(jobs)
+    left, idle = [*jobs[first:], *jobs[:first]], IDLE
     while left and not asked.requested:
         claim = next((found for job in left if (found := ledger.take(job)) is not None), None)
         if claim is not None:
             work_on(claim, ledger, make, say, is_final, one_line)
+            idle = IDLE
             continue
         left = [job for job in left if not ledger.status(job).over]
-        if left:
-            time.sleep(IDLE)
+        wait(idle if left else 0.0, asked)
+        idle = min(2 * idle, LONGEST_IDLE)
+
+
+def wait(seconds: float, asked: Asked) -> None:
+    """Sleeps, but not on when an end is asked for."""
+    end = time.monotonic() + seconds
+    while (rest := end - time.monotonic()) > 0 and not asked.requested:
+        time.sleep(min(rest, 0.2))
 
 
 def work_on(
