@@ -25,7 +25,7 @@ from hash3d_cuda.sds.sampler import StepViews
 from hash3d_cuda.sds.settings import GenerateSettings
 
 SMALL = GenerateSettings(
-    steps=9, views_per_step=3, scene_size=8, eta=0.7, grids=(Grid(90.0, 120.0, 1.0, 300.0),), memory_budget="16MiB",
+    steps=7, views_per_step=3, scene_size=8, eta=0.7, grids=(Grid(90.0, 120.0, 1.0, 300.0),), memory_budget="16MiB",
     turntable_frames=2, turntable_size=16, checkpoint_every=3,
 )  # fmt: skip
 OPTIONS = [
