@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from sds_stand_ins import TinyPrior
+from sds_stand_ins import TinyPrior, skip_pages
 
 from hash3d_cuda.cli import main
 from hash3d_cuda.sds.checkpoint import find_checkpoint
@@ -33,6 +33,7 @@ def tiny_prior(monkeypatch):
         return TinyPrior()
 
     monkeypatch.setattr("hash3d_cuda.prior.load_prior", load, raising=False)
+    skip_pages(monkeypatch)
     return loads
 
 

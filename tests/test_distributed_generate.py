@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from rank_processes import _context, outcome, run_ranks, start_ranks
-from sds_stand_ins import TinyPrior
+from sds_stand_ins import TinyPrior, skip_pages
 
 from hash3d_cuda.cli import main
 from hash3d_cuda.distributed import Ranks
@@ -32,6 +32,11 @@ OPTIONS = [
     "--views-per-step=2", "--scene-size=8", "--turntable-frames=2", "--turntable-size=16", "--steps=6", "--quiet",
     "--eta=0.7", "--grids=90,120,1,300", "--memory-budget=16MiB", "--checkpoint-every=2", "--rank-timeout=60",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch):
+    skip_pages(monkeypatch)
 
 
 class Act:

@@ -57,7 +57,7 @@ def test_reads_jobs(tmp_path):
 def test_says_everything_that_is_wrong_at_once(tmp_path):
     lines = [
         '{"out": "a"', "[1]", '{"prompt": "x"}', '{"out": "../a"}', '{"out": ".hidden"}', '{"out": "a", "ok": 1}',
-        '{"out": "a", "ok": 1}', '{"out": "b"}', '{"out": 3}',
+        '{"out": "a", "ok": 1}', '{"out": "b"}', '{"out": "summary.md"}',
     ]  # fmt: skip
     path = tmp_path / "jobs.jsonl"
     path.write_text("\n".join(lines))

@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
     if again := restarted():
         from hash3d_cuda.sds.finished import find_unfinished
 
-        options.resume = options.resume or find_unfinished(options.out) is not None
+        options.resume = options.subject is None or find_unfinished(options.out) is not None
     values = {**(recall(options) if options.resume else {}), **given_settings(options)}
     if world_size() > 1:
         values["device"] = own_device(str(values.get("device", "cpu")).partition(":")[0])

@@ -12,6 +12,7 @@ from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}")
 """Of a folder, on whatever file system."""
+TAKEN = ("summary.json", "summary.md", "summary.html")  # beside the folders
 
 
 class BadJobs(ValueError):
@@ -83,7 +84,7 @@ def parse_line(text: str, number: int) -> Job:
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object in braces, got {text.strip()[:40]!r}")
     name = values.pop("out", None)
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith((".", " ")):
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith((".", " ")) or name in TAKEN:
         raise ValueError(
             f"out: expected the name of a folder (letters, digits, '_', '-', '.', spaces), got {name!r}; give each job "
             "one of its own"

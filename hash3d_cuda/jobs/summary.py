@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .claims import Ledger, Status
-from .files import Job
+from .files import TAKEN, Job
 
-FILES = ("summary.json", "summary.md", "summary.html")
 COLUMNS = ("job", "status", "attempts", "steps", "seconds", "hit rate", "x", "PSNR", "SSIM", "error")
 STYLE = "body{font:14px sans-serif}td,th{padding:.2em .7em;text-align:left;border-bottom:1px solid #ccc}"
 
@@ -47,7 +46,7 @@ def summary_of(job: Job, ledger: Ledger, folder: Path) -> dict[str, Any]:
 def write_summary(summary: Mapping[str, Any], out: Path) -> None:
     """Writes ``summary.json``, ``.md`` and ``.html`` into ``out``, each in one go, for several workers may do so."""
     texts = (json.dumps(summary, indent=1) + "\n", markdown(summary), page(summary))
-    for name, text in zip(FILES, texts, strict=True):
+    for name, text in zip(TAKEN, texts, strict=True):
         draft = out / f".{name}.{uuid.uuid4().hex}"
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, out / name)
