@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 SECTIONS = {
-    "Start": ["index", "concepts", "decide", "generate", "hook", "table"],
+    "Start": ["index", "concepts", "decide", "generate", "hook", "table", "scaling"],
     "In other code": ["adapters", "integrations", "threestudio", "dreamgaussian", "gaussiandreamer", "pipelines"],
     "What to expect": ["plan", "recipes", "limits", "quality", "metrics", "benchmarks", "reproduce", "claims"],
     "Reference": ["api", "api-table", "api-hook", "file-format"],

@@ -146,6 +146,7 @@ class ResumedStore(TableStore):
         """Puts a table from a file last; raises ValueError when ``tensors`` are none."""
         table = self._build()
         storage.fill(path, table.table, tensors)
+        table.appended = int(tensors["counters"][0])
         if table._index is not None:
             blank = torch.zeros(len(tensors["serials"]), 1)  # the host's index holds keys and chains alone
             table._index._table._load_state_dict({**tensors, "latents": blank, "features": blank})

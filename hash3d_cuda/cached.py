@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .checks import fail
 from .config import Hash3DConfig
 from .parts import Parts
 from .poses import HostCopies
@@ -17,23 +19,34 @@ from .store import TableStore
 from .unet.adapter import Call
 from .unet.call import take_rows
 
+if TYPE_CHECKING:
+    from .distributed.exchange import Exchange
+
 _Found = list[Tensor | None]  # per item its feature [G, ...], or None where the full U-Net must run
 
 
 class CachedForward:
     """Runs calls through ``parts`` and the tables, which it builds when the first feature shows its shape.
 
-    All calls must be of one shape per item until ``forget_shapes()``; the caller sees to that.
+    All calls must be of one shape per item until ``forget_shapes()``; the caller sees to that. With ``exchange``, every
+    rank's call is one exchange: what any of them computed is appended by all, in rank order.
     """
 
     def __init__(
-        self, config: Hash3DConfig, layout: RowLayout, parts: Parts, latent_channels: int, copies: HostCopies
+        self,
+        config: Hash3DConfig,
+        layout: RowLayout,
+        parts: Parts,
+        latent_channels: int,
+        copies: HostCopies,
+        exchange: Exchange | None = None,
     ) -> None:
         self.store: TableStore | None = None
         self._config = config
         self.layout = layout
         self._parts = parts
         self._copies = copies
+        self._exchange = exchange
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
         self._room: Tensor | None = None  # [B, G, ...] of the table's answers, what retrievals write into
@@ -60,10 +73,14 @@ class CachedForward:
             if missing:
                 rows = [row for item in missing for row in items[item]]
                 feature = self._parts.compute(call, state, rows if len(missing) < len(items) else None)
-                if len(missing) == len(items):  # then the rows came in the batch's order
-                    self._append(keys, latents, conditions, missing, take_rows(feature, rows, len(feature)))
-                else:
-                    self._append(keys, latents, conditions, missing, feature)
+                # When all rows ran, they came in the batch's order.
+                own = take_rows(feature, rows, len(feature)) if len(missing) == len(items) else feature
+                self._dtype, self._format = feature.dtype, memory_format_of(own)
+                entries = own.unflatten(0, (len(missing), self._config.groups))
+            if self._exchange is not None:
+                self._append_all(keys, latents, conditions, missing, entries if missing else None, tried)
+            elif missing:
+                self._append(keys, latents, conditions, missing, entries)
             # The append comes first: under FreeU the tail scales the feature in place.
             output = self._parts.finish(state, self._merge(found, missing, feature))
         fallback = "miss" if tried else "bypass"
@@ -111,24 +128,62 @@ class CachedForward:
         latents: Tensor,
         conditions: Sequence[Hashable],
         missing: Sequence[int],
-        feature: Tensor,
+        entries: Tensor,
     ) -> None:
-        """Stores what was computed for the ``missing`` items: ``feature`` ``[len(missing) * G, ...]``, item by item."""
-        groups = self._config.groups
-        entries = feature.unflatten(0, (len(missing), groups))
-        self._dtype = feature.dtype
-        self._format = memory_format_of(feature)
-        if self.store is None:
-            self.store = TableStore(
-                self._config, entries.shape[1:], latents.shape[1:], feature.dtype, feature.device, self._copies
-            )
+        """Stores what was computed for the ``missing`` items: ``entries`` ``[len(missing), G, ...]``."""
+        store = self._make_store(latents, entries)
         for condition, places in _members([conditions[item] for item in missing]).items():
             members = [missing[place] for place in places]
-            self.store.get(condition).append(
+            store.get(condition).append(
                 keys[members],
                 take_rows(latents, members, len(latents)),
                 take_rows(entries, places, len(entries)),
             )
+
+    def _append_all(
+        self,
+        keys: Tensor,
+        latents: Tensor,
+        conditions: Sequence[Hashable],
+        missing: Sequence[int],
+        entries: Tensor | None,
+        tried: bool,
+    ) -> None:
+        """Stores what all ranks computed; this one ``entries`` for the ``missing`` items, None where all hit."""
+        assert self._exchange is not None
+        if len(set(conditions)) > 1:
+            expected = "one condition per forward with a process_group"
+            fail(ValueError, "condition", expected, sorted({str(told) for told in conditions}), "call once for each")
+        condition: Any = conditions[0]
+        table = None if self.store is None else self.store.find(condition)
+        if entries is None:  # all hit, so there is a store
+            entries = torch.empty(0, *self.store.feature_shape, dtype=self._dtype, device=self.store.device)
+        stored = self._config.feature_dtype
+        if stored is not None and stored.is_floating_point and 2 <= stored.itemsize < entries.dtype.itemsize:
+            entries = entries.to(stored)  # as the tables do it, so that no bytes are sent in vain
+        entries = entries.contiguous()
+        mine = take_rows(latents, missing, len(latents)) if missing else latents[:0]
+        serial = 0 if table is None else table.appended
+        gathered = self._exchange.gather(
+            keys[list(missing)],
+            mine.contiguous(),
+            entries,
+            serial,
+            tried,
+            condition[0],  # [1] is this process's own
+        )
+        if gathered is None:
+            return
+        *items, counts = gathered
+        if sum(counts):
+            self._make_store(latents, entries).get(condition).append(*items)
+
+    def _make_store(self, latents: Tensor, entries: Tensor) -> TableStore:
+        """The store, built when the first entries show their shape."""
+        if self.store is None:
+            shapes = entries.shape[1:], latents.shape[1:]
+            self.store = TableStore(self._config, *shapes, self._dtype, entries.device, self._copies)
+        return self.store
 
     def _merge(self, found: _Found, missing: Sequence[int], feature: Tensor | None) -> Tensor:
         """The features of all rows, in the batch's order: those retrieved and those computed."""

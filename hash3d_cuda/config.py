@@ -53,6 +53,9 @@ class Hash3DConfig:
             and timesteps that may lie there, in one CUDA graph per forward; see "Decisions on the device" in the docs.
         strict: refuse poses and timesteps that lie on a GPU, instead of copying them (``stats().host_syncs``).
         compile: compile head, deep and tail with ``torch.compile(fullgraph=True)``; a dict is handed to it.
+        process_group: a ``torch.distributed`` group whose ranks call the U-Net in step, each with its own views: what
+            one of them computes is stored by all, so that their tables stay the same; see "Several GPUs and machines"
+            in the docs. None: this process keeps to itself.
         feature_dtype: of the stored features; None keeps the feature's own, which makes a repeat exact. int8 and
             float8_e4m3fn take half of float16's memory, see :class:`hash3d_cuda.HashTable`.
         grids: as in :class:`hash3d_cuda.HashTable`, like num_buckets, queue_length, match, weighting, similarity_decay,
@@ -84,6 +87,7 @@ class Hash3DConfig:
     min_similarity: float | None = None
     azimuth_period: float | None = 360.0
     feature_dtype: torch.dtype | None = None
+    process_group: Any = None
 
     def __post_init__(self) -> None:
         self.eta = check_real("eta", self.eta, 0.0, 1.0)
@@ -98,6 +102,8 @@ class Hash3DConfig:
                 fail(TypeError, name, "True or False", getattr(self, name), f"pass {name}=True or leave it out")
         if self.decide == "device":
             self._check_device_options()
+        if self.process_group is not None:
+            self._check_process_group()
         check_rows(self.rows, self.groups)
         if isinstance(self.rows, str) and self.rows == "perp-neg" and self.groups < 3:
             fail(ValueError, "groups", 'at least 3 with rows="perp-neg"', self.groups, "pass groups=4")
@@ -108,6 +114,14 @@ class Hash3DConfig:
             fail(ValueError, "capacity", expected, self.capacity, "raise it, or lower max_conditions")
         arguments = self.table_arguments(torch.float32, torch.device("cpu"))
         self.grids = TableOptions.build((1,), (1,), **arguments).grids
+
+    def _check_process_group(self) -> None:
+        from .distributed.group import check_group
+
+        check_group("process_group", self.process_group)
+        if self.decide == "device":
+            expected = '"host" with a process_group: how much there is to exchange must be known to the host'
+            fail(ValueError, "decide", expected, self.decide, 'pass decide="host"')
 
     def _check_device_options(self) -> None:
         """What cannot go into one graph with a decision in it."""

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ from .table import HashTable
 from .unet import Adapter, find_adapter
 from .unet.adapter import Call
 from .unet.layout import runs_in_parts
+
+if TYPE_CHECKING:
+    from .distributed.exchange import Exchange
 
 # Reasons for which a call inside ``views`` goes to the plain U-Net, and the remedies.
 _REASONS = {
@@ -103,7 +106,8 @@ class Hash3DCache:
         self._can_cut = True
         told = config, RowLayout(config.rows, config.groups), self._parts, adapter.latent_channels, self._copies
         self._device = DeviceForward(unet, *told) if config.decide == "device" else None
-        self._cached: CachedForward | DeviceForward = self._device or CachedForward(*told)
+        self._exchange = make_exchange(config)
+        self._cached: CachedForward | DeviceForward = self._device or CachedForward(*told, self._exchange)
         self._state = ModelState(unet)
         self._signature: tuple[Any, ...] | None = None  # the shape per item that the tables are built for
         self._relearn = False  # after clear(): another shape may take their place
@@ -253,7 +257,7 @@ class Hash3DCache:
         if views is None:
             self.last = Decision(plain="outside views")
             return original(*args, **kwargs)
-        with self._lock:
+        with self._lock, contextlib.nullcontext() if self._exchange is None else self._exchange.turn():
             if self._unet is None:  # removed by another thread meanwhile
                 return original(*args, **kwargs)
             self._counts["forward"] += 1
@@ -313,6 +317,8 @@ class Hash3DCache:
         rows = len(sample) if isinstance(sample, Tensor) and sample.dim() > 0 else 0
         self._counts["bypass"] += max(rows // self.config.groups, 1)
         self.last = Decision(plain=reason)
+        if self._exchange is not None:
+            self._exchange.abstain()
         if reason not in self._warned:
             self._warned.add(reason)
             message = f"hash3d: the plain U-Net runs, uncached: {_REASONS[reason]}"
@@ -353,6 +359,16 @@ class Hash3DCache:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Hash3DCache cannot be copied or pickled; apply_hash3d puts a new one under a copied U-Net")
+
+
+def make_exchange(config: Hash3DConfig) -> Exchange | None:
+    """With the other ranks of the configuration's group; None where this process keeps to itself."""
+    if config.process_group is None:
+        return None
+    from .distributed.exchange import Exchange
+
+    exchange = Exchange(config.process_group)
+    return exchange if exchange.size > 1 else None
 
 
 class _Scopes(threading.local):

@@ -24,6 +24,7 @@ class TrackedTable:
         """``arguments`` are the keywords ``table`` was built with. With ``followed=False`` the host keeps out of
         it: only ``table`` and ``clear`` are for use."""
         self.table = table
+        self.appended = 0  # items so far, and so the next serial
         self._copies = copies
         self._index: HostIndex | None = None
         if followed and table.device.type != "cpu":
@@ -49,12 +50,14 @@ class TrackedTable:
     def append(self, keys: Tensor, latents: Tensor, features: Tensor) -> None:
         """Stores items. ``keys`` are on the host, the rest is not."""
         serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
+        self.appended += len(keys)
         if self._index is not None:
             self._index.append(keys, serials)
 
     def clear(self) -> None:
         """Empties the table."""
         self.table.clear()
+        self.appended = 0
         if self._index is not None:
             self._index.clear()
 

@@ -92,3 +92,12 @@ def test_the_bounds_in_limits_are_what_the_benchmark_prints(monkeypatch):
         cost = step_bounds.unet_cost(name)
         expected = [step_bounds.figure(step_bounds.bound(*cost, encoder=0.0, x=x)) for x in step_bounds.SERVED]
         assert [row[head.index(f"U-Net {name}")] for row in body] == expected
+
+
+def test_the_tables_in_scaling_are_what_the_command_prints():
+    """Those of Stable Diffusion 2.1; the sizes of other U-Nets come from the same function."""
+    from hash3d_cuda.distributed import cost
+
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    tables = cost.bytes_table(), cost.break_even_table(), cost.links_table(), cost.cluster_table()
+    assert [table for table in (*tables, cost.entries_table(("sd21",)).splitlines()[-1]) if table not in page] == []

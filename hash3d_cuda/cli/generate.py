@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hash3d_cuda.cli.options import (
     to_folder,
 )
 from hash3d_cuda.cli.progress import Bar
+from hash3d_cuda.torchrun import own_device, own_rank, restarted, world_size
 
 EPILOG = """The subject is a picture when a file of that name exists or it looks like a path, else a name
 (`hash3d info --objects` lists what the shipped prior knows; `hash3d info --examples` lists bundled pictures).
@@ -35,6 +37,11 @@ written to DIR/stage-1.
 --grids pose stands for 5,5,.5,1000;7,7,.5,1000;10,10,.5,1000: cells narrow in pose and open in timestep. Under
 the annealed schedule no timestep comes twice, so the paper's cells of 10 to 30 timesteps forget a view after
 some steps.
+
+With --jobs, --out (default hash3d-FILE) gets one folder per line of FILE. A line holds "image" or "prompt", "out" (the
+folder's name), and any options by their names; those given on the command line are for every job. The same command
+again goes on: what is done is left alone. Started several times, on one machine or many that see --out, or by torchrun
+or --ray, the processes share the jobs. Without --jobs, torchrun's processes share every step's views of one object.
 """
 
 REQUEST = ("subject", "prior", "elevation", "azimuth", "second_prior", "prompt")
@@ -68,10 +75,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="start over although DIR holds an unfinished run; what is in the way of results and not hash3d's is "
         "renamed to NAME.kept",
     )
+    many = parser.add_argument_group("several objects, several processes")
+    many.add_argument("--jobs", type=Path, metavar="FILE", help="one JSON object per line: many objects (below)")
+    many.add_argument(
+        "--retries", type=int, default=2, metavar="N", help="further tries at a job that fails (default 2)"
+    )
+    many.add_argument(
+        "--lease", type=float, default=60.0, metavar="SECONDS",
+        help="silence after which a worker on another machine counts as dead (default 60)",
+    )  # fmt: skip
+    many.add_argument("--ray", type=int, metavar="N", help="N workers on a Ray cluster (0: as many as it has room for)")
+    many.add_argument(
+        "--rank-timeout", type=float, default=300.0, metavar="SECONDS",
+        help="how long the ranks of one object wait for each other (default 300)",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
+    if options.jobs is not None:
+        from hash3d_cuda.cli.jobs import run_jobs
+
+        return run_jobs(options)
     if options.subject is None and not options.resume:
         raise UsageError("generate: give an IMAGE or a NAME (see hash3d info --objects)")
     if options.subject is not None:
@@ -80,35 +105,84 @@ def run(options: argparse.Namespace) -> int:
         if options.subject is None:
             raise UsageError("generate: --resume needs the --out of the unfinished run")
         options.out = default_folder(options.subject)
-    given = given_settings(options)
-    recorded = recall(options) if options.resume else {}
+    if again := restarted():
+        from hash3d_cuda.sds.finished import find_unfinished
+
+        options.resume = options.subject is None or find_unfinished(options.out) is not None
+    values = {**(recall(options) if options.resume else {}), **given_settings(options)}
+    if world_size() > 1:
+        values["device"] = own_device(str(values.get("device", "cpu")).partition(":")[0])
+    from hash3d_cuda.distributed.launch import joined
+
+    with joined(values.get("device", "cpu"), options.rank_timeout) as ranks:
+        options.quiet = options.quiet or own_rank() > 0
+        return conclude(make(options, values, Making(ranks=ranks, skip_finished=again)), options)
+
+
+@dataclass(frozen=True)
+class Making:
+    """What surrounds the making of one object.
+
+    Attributes:
+        ranks: who shares it, or None.
+        interrupt: an entered one, or None.
+        progress: called after every step, in the place of a bar.
+        load: takes the place of ``load_prior``.
+        skip_finished: what is complete in the folder, with the same settings, is not made again.
+    """
+
+    ranks: Any = None
+    interrupt: Any = None
+    progress: Any = None
+    load: Any = None
+    skip_finished: bool = False
+
+    def finished(self, options: argparse.Namespace, settings: Any, recipe: str | None = None) -> Any:
+        """The result that is there already, without its scene and pictures, or None."""
+        from hash3d_cuda.sds.finished import finished_metrics
+
+        metrics = finished_metrics(options.out, settings, recipe) if self.skip_finished else None
+        if metrics is None:
+            return None
+        import torch
+
+        from hash3d_cuda.sds.loop import Result
+
+        return Result(options.out, None, torch.empty(0), torch.empty(0), dict(metrics), interrupted=False)
+
+
+def make(options: argparse.Namespace, values: dict[str, Any], making: Making) -> Any:
+    """Makes the object that ``options`` ask for; returns a :class:`hash3d_cuda.sds.loop.Result`."""
     if options.recipe is not None:
-        from hash3d_cuda.cli.recipe import run_recipe
+        from hash3d_cuda.cli.recipe import make_recipe
 
-        return run_recipe(options, {**recorded, **given})
-    refuse_without_recipe(options)
+        return make_recipe(options, values, making)
+    settings = plan_run(options, values)
+    if (done := making.finished(options, settings)) is not None:
+        return done
     from hash3d_cuda.sds.loop import generate
-    from hash3d_cuda.sds.settings import GenerateSettings
 
-    settings = run_settings(GenerateSettings.from_dict, {**recorded, **given})
-    prior, subject = load_subject(options, settings.device)
+    prior, subject = load_subject(options, settings.device, making.load)
     note = {name: getattr(options, name) for name in REQUEST}
     with run_into(options.out), Bar(subject.label, options.quiet, settings.cache) as bar:
-        result = generate(
-            prior,
-            subject,
-            settings,
-            options.out,
-            progress=bar,
-            resume=options.resume,
-            force=options.force,
-            note=note,
-        )
-    return conclude(result, options)
+        return generate(
+            prior, subject, settings, options.out, progress=making.progress or bar, resume=options.resume,
+            force=options.force, note=note, interrupt=making.interrupt, ranks=making.ranks,
+        )  # fmt: skip
+
+
+def plan_run(options: argparse.Namespace, values: dict[str, Any]) -> Any:
+    """The settings of a run without a recipe, proved."""
+    refuse_without_recipe(options)
+    from hash3d_cuda.sds.settings import GenerateSettings
+
+    return run_settings(GenerateSettings.from_dict, values)
 
 
 def conclude(result: Any, options: argparse.Namespace) -> int:
     """Says how a run ended; returns the exit code."""
+    if own_rank() > 0:
+        return int(result.interrupted)
     if result.interrupted:
         print(f"hash3d: interrupted at step {result.metrics['steps']}; resume with --resume", file=sys.stderr)
         return 1
@@ -127,9 +201,10 @@ def refuse_without_recipe(options: argparse.Namespace) -> None:
 def recall(options: argparse.Namespace) -> dict[str, Any]:
     """The unfinished run's settings, of a recipe those that were given over the recipe's own; what it was asked for
     goes into ``options`` where nothing was given."""
-    from hash3d_cuda.sds.checkpoint import find_checkpoint, read_about
+    from hash3d_cuda.sds.checkpoint import read_about
+    from hash3d_cuda.sds.finished import find_unfinished
 
-    path = find_checkpoint(options.out) or find_checkpoint(options.out / "stage-1")
+    path = find_unfinished(options.out)
     if path is None:
         raise ValueError(f"resume: no unfinished run in {str(options.out)!r}; leave --resume away to start one")
     about = read_about(path)

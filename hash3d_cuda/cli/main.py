@@ -36,9 +36,14 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
+    subcommands: dict[str, Parser]
+
+    def command(self, name: str) -> Parser:
+        """The parser of a subcommand."""
+        return self.subcommands[name]
+
     def error(self, message: str) -> NoReturn:
-        print(f"hash3d: error: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def build_parser(command: str | None = None) -> Parser:
@@ -52,6 +57,7 @@ def build_parser(command: str | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"hash3d {version()}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    parser.subcommands = commands.choices
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(
             name,
@@ -119,7 +125,8 @@ def dispatch(arguments: list[str]) -> int:
 def one_line(error: BaseException) -> str:
     """An exception as one line; the kinds that only a defect raises are named as such."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("hash3d_cuda"):
-        return f"the package {error.name!r} is missing; install it with: pip install 'hash3d-cuda[generate]'"
+        extra = "ray" if error.name == "ray" else "generate"
+        return f"the package {error.name!r} is missing; install it with: pip install 'hash3d-cuda[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {str(error.filename)!r}"
     text = " ".join(str(error).split()) or type(error).__name__

@@ -175,25 +175,33 @@ def check_subject(text: str) -> None:
         raise UsageError(f"subject: expected a picture file or a name, got {text!r}; see hash3d info --objects")
 
 
-def load_subject(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
-    """The prior and the subject that the command line names."""
-    content: Any = options.subject
-    a_folder = f"subject: {content!r} is a folder; give a picture file or a name"
+def open_subject(options: argparse.Namespace) -> Any:
+    """The picture that the command line names, opened, or the name as it is."""
+    content = options.subject
     if looks_like_path(content):
         if os.path.isdir(content):
-            raise ValueError(a_folder)
+            raise ValueError(f"subject: {content!r} is a folder; give a picture file or a name")
         from hash3d_cuda.prior.pictures import open_picture
 
-        content = open_picture(content)  # first: a bad file should not wait for the weights
-    elif options.elevation is not None or options.azimuth is not None:
+        return open_picture(content)
+    if options.elevation is not None or options.azimuth is not None:
         raise UsageError("--elevation and --azimuth describe a picture, but the subject is a name; leave them away")
+    return content
+
+
+def load_subject(options: argparse.Namespace, device: str, load: Any = None) -> tuple[Any, Any]:
+    """The prior and the subject that the command line names; ``load`` takes the place of ``load_prior``."""
+    content = open_subject(options)  # first: a bad file should not wait for the weights
     from hash3d_cuda.prior import load_prior
     from hash3d_cuda.prior.base import UnknownSubject
 
-    prior = load_prior(options.prior, device=device)
+    prior = (load or load_prior)(options.prior, device=device)
     try:
         return prior, prior.resolve(content, elevation=options.elevation, azimuth=options.azimuth)
     except UnknownSubject:
         if isinstance(content, str) and os.path.isdir(content):
-            raise ValueError(f"{a_folder} that the prior knows (hash3d info --objects)") from None
+            raise ValueError(
+                f"subject: {content!r} is a folder; give a picture file or a name that the prior knows (hash3d info "
+                "--objects)"
+            ) from None
         raise

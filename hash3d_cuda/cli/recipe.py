@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hash3d_cuda.cli.generate import REQUEST, conclude
+from hash3d_cuda.cli.generate import REQUEST, Making
 from hash3d_cuda.cli.main import UsageError
 from hash3d_cuda.cli.options import load_subject, looks_like_path, prove, run_into, usage
 from hash3d_cuda.cli.progress import Bar
 
 
-def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
-    """Runs a recipe with the settings ``given`` in the place of its own; returns the exit code."""
-    from hash3d_cuda.sds.recipes import generate_recipe, load_recipe
+def plan_recipe(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, str, list[Any]]:
+    """The recipe, its scale, and the settings of its stages, with those that are ``given`` in the place of its own."""
+    from hash3d_cuda.sds.recipes import load_recipe
 
     recipe = usage(load_recipe, options.recipe)
     check_request(recipe, options)
@@ -23,22 +23,33 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     stages = usage(recipe.settings, scale, **given)
     for settings in stages:
         prove(settings)
-    prior, subject = load_subject(options, stages[0].device)
-    second = load_second(recipe, options, prior, stages[0].device)
+    return recipe, scale, list(stages)
+
+
+def make_recipe(options: argparse.Namespace, given: dict[str, Any], making: Making) -> Any:
+    """Runs a recipe; returns a :class:`hash3d_cuda.sds.loop.Result`."""
+    from hash3d_cuda.sds.recipes import generate_recipe
+
+    recipe, scale, stages = plan_recipe(options, given)
+    if (done := making.finished(options, stages[-1], recipe.name)) is not None:
+        return done
+    prior, subject = load_subject(options, stages[0].device, making.load)
+    second = load_second(recipe, options, prior, stages[0].device, making.load)
     overrides = {name: plain(name, value) for name, value in given.items()}
     note = {name: getattr(options, name) for name in REQUEST}
     note["recipe"] = {"scale": scale, "overrides": overrides}
     with run_into(options.out, "stage-1"), ExitStack() as bars:
 
-        def progress(stage: int) -> Bar:
+        def progress(stage: int) -> Any:
+            if making.progress is not None:
+                return making.progress
             label = subject.label if len(stages) == 1 else f"{subject.label}, stage {stage} of {len(stages)}"
             return bars.enter_context(Bar(label, options.quiet, stages[stage - 1].cache))
 
-        result = generate_recipe(
+        return generate_recipe(
             recipe, prior, subject, stages, options.out, second=second, progress=progress, resume=options.resume,
-            force=options.force, note=note,
+            force=options.force, note=note, interrupt=making.interrupt, ranks=making.ranks,
         )  # fmt: skip
-    return conclude(result, options)
 
 
 def check_request(recipe: Any, options: argparse.Namespace) -> None:
@@ -66,7 +77,7 @@ def is_own(prior: str | None) -> bool:
     return prior is None or (Path(prior).expanduser() / "prior.json").is_file()
 
 
-def load_second(recipe: Any, options: argparse.Namespace, prior: Any, device: str) -> Any:
+def load_second(recipe: Any, options: argparse.Namespace, prior: Any, device: str, load: Any = None) -> Any:
     """The prior beside the first and its subject, where the command line names them, else None."""
     if not recipe.two_priors or options.prompt is None:
         return None
@@ -74,7 +85,7 @@ def load_second(recipe: Any, options: argparse.Namespace, prior: Any, device: st
         return prior, prior.resolve(options.prompt)
     from hash3d_cuda.prior import load_prior
 
-    second = load_prior(options.second_prior, device=device)
+    second = (load or load_prior)(options.second_prior, device=device)
     return second, second.resolve(options.prompt)
 
 

@@ -78,7 +78,7 @@ class Guidance:
     def target(self, latents: Tensor, views: StepViews, generator: torch.Generator) -> Tensor:
         """The guided z_hat for latents float [B,*latent_shape] of ``views``; noise comes from
         ``generator``."""
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        noise = step_noise(latents, views, generator)
         abar = self._per_view([self.abar[t] for t in views.timestep], latents)
         return self._guided(abar.sqrt() * latents + (1 - abar).sqrt() * noise, abar, views)
 
@@ -139,9 +139,9 @@ class Refinement(Guidance):
         if self.cache is not None:
             self.cache.clear()
         clean = self.prior.encode(latents)
-        times = list(range(max(views.timestep), 0, -self.stride))
+        times = list(range(max((views.whole or views).timestep), 0, -self.stride))
         levels = [self._per_view([self.abar[t]], clean) for t in times]
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        noise = step_noise(clean, views, generator)
         for time, abar in zip(times, levels, strict=True):
             noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
             clean = self._guided(noisy, abar, replace(views, timestep=[time] * len(views.timestep)))
@@ -152,6 +152,14 @@ class Refinement(Guidance):
     def loss(self, latents: Tensor, target: Tensor, views: StepViews) -> Tensor:
         """Mean squared distance of images."""
         return (latents - target).square().mean()
+
+
+def step_noise(like: Tensor, views: StepViews, generator: torch.Generator) -> Tensor:
+    """Gaussian noise for latents [B,...] of ``views``. It is drawn for the whole step, so that a view has the same on
+    however many ranks."""
+    shape = (len((views.whole or views).azimuth), *like.shape[1:])
+    noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+    return noise[views.first : views.first + len(like)]
 
 
 def resized(images: Tensor, size: int) -> Tensor:

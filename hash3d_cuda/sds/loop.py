@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from hash3d_cuda.prior.base import Prior, Subject
@@ -18,6 +19,9 @@ from hash3d_cuda.sds.finite import require_finite_weights
 from hash3d_cuda.sds.interrupt import Interrupt
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
+
+if TYPE_CHECKING:
+    from hash3d_cuda.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def generate(
     second: tuple[Prior, Subject] | None = None,
     interrupt: Interrupt | None = None,
     keep: bool = False,
+    ranks: Ranks | None = None,
 ) -> Result:
     """Makes a 3D object by score distillation, with the prior's U-Net behind the cache.
 
@@ -97,17 +102,27 @@ def generate(
         previous, second: as for :class:`SdsRun`.
         interrupt: an entered one, where this run is one of several that a Ctrl-C ends.
         keep: leave the checkpoint of a run that is complete: the next stage starts from it.
+        ranks: processes that each call this with the same arguments and share every step's views. Rank 0 writes; on the
+            others the result has no views, turntable or metrics. All must see ``out`` to resume.
 
     Raises:
         ValueError: ``resume`` without a matching unfinished run, or an unfinished run without ``resume`` or
             ``force``.
         OSError: ``out`` cannot be written; the last checkpoint stays.
         NonFinite: NaN in the prior's weights or in the loss; the last checkpoint stays.
+        RankLost: another rank ended, failed or stood still; the last checkpoint stays.
     """
-    folder = prepare_folder(Path(out), resume, force)
+    folder = Path(out)
+    if ranks is None:
+        prepare_folder(folder, resume, force)
+    else:
+        ranks.first(lambda: prepare_folder(folder, resume, force))
     require_finite_weights("the U-Net", prior.unet)
     asked = Interrupt() if interrupt is None else contextlib.nullcontext(interrupt)
-    with asked as requests, SdsRun(prior, subject, settings, note, previous=previous, second=second) as run:
+    with (
+        asked as requests,
+        SdsRun(prior, subject, settings, note, previous=previous, second=second, ranks=ranks) as run,
+    ):
         if resume:
             run.restore(folder)
         iterate([Track(run, folder, progress)], requests)
@@ -180,7 +195,7 @@ def iterate(tracks: Sequence[Track], interrupt: Interrupt) -> None:
     does so for all of them.
     """
     forwards = True
-    while any(track.left for track in tracks) and not interrupt.requested:
+    while any(track.left for track in tracks) and not wants_end(tracks[0].run.ranks, interrupt):
         for track in tracks if forwards else reversed(tracks):
             if track.left:
                 track.advance()
@@ -190,8 +205,15 @@ def iterate(tracks: Sequence[Track], interrupt: Interrupt) -> None:
         save_or_warn(track.run, track.folder)
 
 
+def wants_end(ranks: Ranks | None, interrupt: Interrupt) -> bool:
+    """Whether this process, or any of the ranks, was asked to end: all end after the same step."""
+    return interrupt.requested if ranks is None else ranks.any(interrupt.requested)
+
+
 def save_or_warn(run: SdsRun, folder: Path) -> None:
     """A checkpoint that cannot be written does not end a run that goes well: one warning, then other tries."""
+    if run.ranks is not None and not run.ranks.writes:
+        return
     try:
         run.save(folder, with_cache=run.step < run.settings.steps)
         run.warned = False
@@ -207,6 +229,8 @@ def finish(run: SdsRun, folder: Path, keep: bool = False) -> Result:
     from hash3d_cuda.sds.outputs import write_outputs
 
     interrupted = run.step < run.settings.steps
+    if run.ranks is not None and not run.ranks.writes:
+        return Result(folder, run.scene, torch.empty(0), torch.empty(0), {}, interrupted)
     views, turntable, metrics = write_outputs(run, folder, interrupted)
     if not interrupted and not keep:
         remove_checkpoint(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from hash3d_cuda.sds.sampler import StepViews, ViewSampler
 from hash3d_cuda.sds.settings import GenerateSettings
 from hash3d_cuda.sds.timing import COUNTS, StepLog, TimeSplit
 
+if TYPE_CHECKING:
+    from hash3d_cuda.distributed import Ranks
+
 
 class SdsRun:
     """One object in the making. Close it (or use ``with``) to take the cache off the prior's U-Net again.
@@ -33,6 +36,7 @@ class SdsRun:
         previous: the scene that the stage before left, or None.
         second: another prior and what it is asked for, where ``second_weight`` is not 0. It may be the same prior with
             another subject.
+        ranks: those that share the step's views (:class:`hash3d_cuda.distributed.Ranks`); None for this process alone.
         clock: as for :class:`hash3d_cuda.sds.timing.TimeSplit`.
 
     Raises:
@@ -48,6 +52,7 @@ class SdsRun:
         *,
         previous: Any = None,
         second: tuple[Prior, Subject] | None = None,
+        ranks: Ranks | None = None,
         clock: Callable[[], float] | None = None,
     ):
         from hash3d_cuda.sds.stages import stage_scene
@@ -55,7 +60,10 @@ class SdsRun:
         check_priors(prior, subject, settings, second)
         self.prior, self.subject, self.settings, self.note = prior, subject, settings, dict(note or {})
         self.device = torch.device(settings.device)
-        self.scene = stage_scene(prior, settings, previous)
+        self.ranks = ranks
+        if ranks is not None:
+            ranks.check_views(settings.views_per_step)
+        self.scene = stage_scene(prior, settings, previous, together=ranks is not None)
         self.size = settings.render_size or prior.image_size
         self.sampler = ViewSampler(settings, prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod))
         # Once, for every step would wait for the copy.
@@ -66,7 +74,8 @@ class SdsRun:
         self.time = TimeSplit(self.device, self.log, clock)
         self.watch = LossWatch(self.device)
         asked = [(prior, subject)] + ([second] if second is not None and settings.second_weight else [])
-        self.caches = attach_caches([prior for prior, _ in asked], settings)
+        group = None if ranks is None else ranks.group
+        self.caches = attach_caches([prior for prior, _ in asked], settings, group)
         self.cache = self.caches[0] if self.caches else None
         self.guidance = make_guidance(prior, subject, self.cache, settings)
         self.second: Guidance | None = None
@@ -75,7 +84,8 @@ class SdsRun:
             self.second = Guidance(*asked[1], cache, settings.second_guidance_scale, settings.weighting)
         self.optimizer = self._make_optimizer()
         self.step = 0
-        self.served = dict.fromkeys(COUNTS, 0)
+        self.served = dict.fromkeys(COUNTS, 0)  # by all ranks
+        self._own_served = dict.fromkeys(COUNTS, 0)
         self.warned = False  # that checkpoints cannot be written
         self._watched: list[Any] = []
 
@@ -93,6 +103,7 @@ class SdsRun:
     def train_step(self) -> Tensor:
         """Render, ask the prior, pull the scene; returns the loss, a scalar on the scene's device."""
         views = self.sampler.views(self.step)
+        views = views if self.ranks is None else self.ranks.part(views)
         self.generator.manual_seed(self.sampler.noise_seed(self.step))
         self._set_learning_rate()
         with self.time.step() as row:
@@ -115,6 +126,9 @@ class SdsRun:
                 self.watch.check(loss, self.step)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                if self.ranks is not None:
+                    share = len(views.azimuth) / self.settings.views_per_step
+                    self.ranks.sum_gradients(self._parameters(), share)
                 self.optimizer.step()
                 if self.scene.on_step(self.step, self.settings.steps):
                     self.optimizer = self._make_optimizer()
@@ -151,6 +165,7 @@ class SdsRun:
         self.step, self.served = saved.about["step"], saved.about["served"]
         for cache, file in zip(self.caches, saved.caches, strict=False):
             cache.load(file, device=self.device)
+        self._own_served = self._cache_served() if self.caches else self._own_served
 
     def _render(self, views: StepViews) -> tuple[Tensor, Tensor]:
         """Images [B,3,S,S] and alphas [B,1,S,S] of the step's views; a picture's own pose comes last."""
@@ -162,12 +177,13 @@ class SdsRun:
             from hash3d_cuda.sds.stages import render_latents
 
             return render_latents(self.scene, [elevation, azimuth, radius], self.prior.latent_shape[1])
-        shading, light = self.sampler.shading(self.step, views)
+        shading, light = self.sampler.shading(self.step, views.whole or views)
         if shading is None or light is None:
             result = self.scene.render(elevation, azimuth, radius, self.size)
             return result.image, result.alpha
+        count = len(views.azimuth)
+        light = light[views.first : views.first + count]
         ways = torch.tensor(light, dtype=torch.float32).to(self.device, non_blocking=True)
-        count = len(light)
         result = self.scene.render(elevation[:count], azimuth[:count], radius[:count], self.size, shading, ways)
         if count < len(elevation):  # the picture's own view keeps its colours
             own = self.scene.render(elevation[count:], azimuth[count:], radius[count:], self.size)
@@ -200,18 +216,26 @@ class SdsRun:
 
     def _count(self, row: int, items: int) -> None:
         """Files what the cache did in this step; its counters are host integers."""
-        before = dict(self.served)
-        if self.cache is None:
-            self.served["bypasses"] += items
+        before = self._own_served
+        if self.caches:
+            self._own_served = self._cache_served()
         else:
-            served = [cache.served() for cache in self.caches]
-            self.served = {name: sum(counts[name] for counts in served) for name in COUNTS}
-        for name in COUNTS:
-            self.log.add(row, name, self.served[name] - before[name])
+            self._own_served = {**before, "bypasses": before["bypasses"] + items}
+        new = [self._own_served[name] - before[name] for name in COUNTS]
+        for name, amount in zip(COUNTS, new if self.ranks is None else self.ranks.total(new), strict=True):
+            self.served[name] += amount
+            self.log.add(row, name, amount)
         for table in (table for cache in self.caches for table in cache.tables):
             if not any(table is known for known in self._watched):
                 self._watched.append(table)
                 self.time.watch_table(table)
+
+    def _cache_served(self) -> dict[str, int]:
+        served = [cache.served() for cache in self.caches]
+        return {name: sum(counts[name] for counts in served) for name in COUNTS}
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _require_same(self, about: dict[str, Any], folder: Path) -> None:
         before = GenerateSettings.from_dict({**about["settings"], "device": self.settings.device})
@@ -225,8 +249,8 @@ class SdsRun:
             )
 
 
-def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1) -> Any:
-    """Puts the cache on the prior's U-Net, for so many subjects that share its memory."""
+def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1, group: Any = None) -> Any:
+    """Puts the cache on the prior's U-Net, for so many subjects that share its memory, and the ranks of ``group``."""
     from hash3d_cuda import Hash3DConfig, apply_hash3d
     from hash3d_cuda.checks import DTYPE_NAMES
 
@@ -237,11 +261,12 @@ def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1) 
         match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
         num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_conditions=conditions,
         feature_dtype=None if stored is None else DTYPE_NAMES[stored],
+        process_group=group,
     )  # fmt: skip
     return apply_hash3d(prior.unet, config)
 
 
-def attach_caches(priors: Sequence[Prior], settings: GenerateSettings) -> list[Any]:
+def attach_caches(priors: Sequence[Prior], settings: GenerateSettings, group: Any = None) -> list[Any]:
     """One cache per U-Net: each prior's own, or one with a table for each subject when they ask the same U-Net."""
     if not settings.cache:
         return []
@@ -251,7 +276,7 @@ def attach_caches(priors: Sequence[Prior], settings: GenerateSettings) -> list[A
     caches: list[Any] = []
     try:
         for prior in unets.values():
-            caches.append(attach_cache(prior, settings, len(priors) // len(unets)))
+            caches.append(attach_cache(prior, settings, len(priors) // len(unets), group))
     except BaseException:
         for cache in caches:
             cache.remove()

@@ -21,12 +21,17 @@ RANDOM_SHADINGS, RANDOM_SHARES = ("albedo", "lambert", "textureless"), (0.25, 0.
 
 @dataclass(frozen=True)
 class StepViews:
-    """The B views of one step: degrees, degrees, scene units, diffusion timesteps; lists of length B."""
+    """The B views of one step: degrees, degrees, scene units, diffusion timesteps; lists of length B.
+
+    Where ranks share a step they are a part of the ``whole`` step's, from its view number ``first`` on.
+    """
 
     elevation: list[float]
     azimuth: list[float]
     radius: list[float]
     timestep: list[int]
+    first: int = 0
+    whole: StepViews | None = None
 
 
 class ViewSampler:

@@ -15,13 +15,15 @@ from hash3d_cuda.sds.scenes.mesh import DEFAULT_RESOLUTION, LEVELS, MeshScene
 from hash3d_cuda.sds.settings import GenerateSettings
 
 
-def stage_scene(prior: Prior, settings: GenerateSettings, previous: Any = None) -> Any:
+def stage_scene(prior: Prior, settings: GenerateSettings, previous: Any = None, together: bool = False) -> Any:
     """The scene of a stage at its start.
 
     Args:
         prior: its latents are what a latent scene holds.
         settings: of this stage.
         previous: the scene of the stage before, or None in the first.
+        together: several ranks make it. gsplat's densification looks at gradients of one rank's own views, so ranks
+            would end with different scenes; ours looks at the scene alone.
 
     Raises:
         ValueError: the stage before left nothing at all to make a mesh of.
@@ -33,7 +35,7 @@ def stage_scene(prior: Prior, settings: GenerateSettings, previous: Any = None) 
         return previous
     if settings.latent:
         return latent_scene(prior, settings, device)
-    densify = {"densify": "auto"} if settings.scene == "gaussians" else {}
+    densify = {"densify": "move" if together else "auto"} if settings.scene == "gaussians" else {}
     return make_scene(settings.scene, size=settings.scene_size, seed=settings.seed, device=device, **densify)
 
 

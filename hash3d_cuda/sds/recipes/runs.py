@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,12 +14,15 @@ from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.prior.ground_truth import EVALUATION_POSES
 from hash3d_cuda.sds.checkpoint import find_checkpoint, load_checkpoint, remove_checkpoint
 from hash3d_cuda.sds.interrupt import Interrupt
-from hash3d_cuda.sds.loop import Progress, Result, generate, prepare_folder
+from hash3d_cuda.sds.loop import Progress, Result, generate, prepare_folder, wants_end
 from hash3d_cuda.sds.outputs import render_views
 from hash3d_cuda.sds.recipes.files import Recipe, load_recipe
 from hash3d_cuda.sds.run import SdsRun, part
 from hash3d_cuda.sds.settings import GenerateSettings
 from hash3d_cuda.sds.stages import stage_scene
+
+if TYPE_CHECKING:
+    from hash3d_cuda.distributed import Ranks
 
 
 def distil_recipe(
@@ -81,6 +85,8 @@ def generate_recipe(
     resume: bool = False,
     force: bool = False,
     note: Mapping[str, Any] | None = None,
+    interrupt: Interrupt | None = None,
+    ranks: Ranks | None = None,
 ) -> Result:
     """Runs all stages, each as :func:`hash3d_cuda.sds.loop.generate` does, the first into ``out/stage-1`` and the last
     into ``out``.
@@ -93,6 +99,7 @@ def generate_recipe(
         settings: of each stage, from ``recipe.settings``.
         progress: from a stage's number, 1 for the first, to what is called after every step of it.
         out, resume, force, note: as for ``generate``; the note's ``"recipe"`` gets the stage's number.
+        interrupt, ranks: as for ``generate``.
 
     Returns:
         the result of the last stage that ran; ``interrupted`` unless all are complete.
@@ -105,26 +112,31 @@ def generate_recipe(
     folders = stage_folders(Path(out), len(settings))
     first = find_stage(folders) if resume else 0
     if not resume:
-        for folder in reversed(folders):
-            prepare_folder(folder, resume=False, force=force)
+
+        def prepare() -> None:
+            for folder in reversed(folders):
+                prepare_folder(folder, resume=False, force=force)
+
+        prepare() if ranks is None else ranks.first(prepare)
     previous: Any = None
     result: Result | None = None
     told = dict(note or {})
     about = {"name": recipe.name, "title": recipe.title, **told.get("recipe", {}), "stages": len(settings)}
-    with Interrupt() as interrupt:
+    with Interrupt() if interrupt is None else contextlib.nullcontext(interrupt) as requests:
         for index, (folder, values) in enumerate(zip(folders, settings, strict=True)):
             if index < first:
-                previous = finished_scene(prior, values, previous, folder)
+                previous = finished_scene(prior, values, previous, folder, together=ranks is not None)
                 continue
             result = generate(
-                prior, subject, values, folder, previous=previous, second=second, interrupt=interrupt, force=force,
+                prior, subject, values, folder, previous=previous, second=second, interrupt=requests, force=force,
                 progress=None if progress is None else progress(index + 1), resume=resume and index == first,
                 note={**told, "recipe": {**about, "stage": index + 1}}, keep=folder != folders[-1],
+                ranks=ranks,
             )  # fmt: skip
             previous = result.scene
-            if result.interrupted or (interrupt.requested and folder != folders[-1]):
+            if result.interrupted or (folder != folders[-1] and wants_end(ranks, requests)):
                 return replace(result, interrupted=True)
-    for folder in folders:
+    for folder in folders if ranks is None or ranks.writes else ():
         remove_checkpoint(folder)
     assert result is not None
     return result
@@ -143,9 +155,11 @@ def find_stage(folders: Sequence[Path]) -> int:
     raise ValueError(f"resume: no unfinished run in {str(folders[-1])!r}; leave --resume away to start one")
 
 
-def finished_scene(prior: Prior, settings: GenerateSettings, previous: Any, folder: Path) -> Any:
+def finished_scene(
+    prior: Prior, settings: GenerateSettings, previous: Any, folder: Path, together: bool = False
+) -> Any:
     """The scene that a complete stage left in its checkpoint."""
-    scene = stage_scene(prior, settings, previous)
+    scene = stage_scene(prior, settings, previous, together)
     scene.load_state_dict(part(load_checkpoint(folder).tensors, "scene."))
     return scene
 

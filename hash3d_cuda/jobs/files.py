@@ -1,0 +1,92 @@
+"""The file of jobs: one JSON object per line. Everything that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}")
+"""Of a folder, on whatever file system."""
+TAKEN = ("summary.json", "summary.md", "summary.html")  # beside the folders
+
+
+class BadJobs(ValueError):
+    """Lines that are no jobs; ``problems`` has a message for each."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line.
+
+    Attributes:
+        name: of the folder for its results, and so of the job.
+        line: its number in the file, from 1.
+        values: its other fields.
+    """
+
+    name: str
+    line: int
+    values: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Differs where the fields do, whatever their order."""
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_jobs(path: Path, check: Callable[[Job], None] | None = None) -> list[Job]:
+    """All jobs of a file, in its order; empty lines and lines that start with ``#`` are left out.
+
+    Args:
+        path: the file.
+        check: called for each job; raises ValueError where its fields are wrong.
+
+    Raises:
+        OSError: the file cannot be read.
+        BadJobs: with every line that is wrong, ``path:line: what``.
+    """
+    jobs: dict[str, Job] = {}
+    problems: list[str] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not text.strip() or text.lstrip().startswith("#"):
+            continue
+        try:
+            job = parse_line(text, number)
+            if job.name in jobs:
+                raise ValueError(f"out: {job.name!r} is also that of line {jobs[job.name].line}; give each its own")
+            jobs[job.name] = job
+            if check is not None:
+                check(job)
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {' '.join(str(error).split())}")
+    if not jobs and not problems:
+        problems.append(f"{path}: expected one JSON object per line, got an empty file")
+    if problems:
+        raise BadJobs(problems)
+    return list(jobs.values())
+
+
+def parse_line(text: str, number: int) -> Job:
+    """One line as a job; raises ValueError."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"expected a JSON object, got {text.strip()[:40]!r} ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object in braces, got {text.strip()[:40]!r}")
+    name = values.pop("out", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name.endswith((".", " ")) or name in TAKEN:
+        raise ValueError(
+            f"out: expected the name of a folder (letters, digits, '_', '-', '.', spaces), got {name!r}; give each job "
+            "one of its own"
+        )
+    return Job(name, number, values)
