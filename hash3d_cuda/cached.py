@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .config import Hash3DConfig
+from .freshness import EtaControl, sketch_items
 from .parts import Parts
 from .poses import HostCopies
 from .rows import RowLayout
@@ -36,6 +37,8 @@ class CachedForward:
         self._copies = copies
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
+        self.control = EtaControl(config)
+        self.forward = 0  # how many there were: what entries' ages are counted in
         self._room: Tensor | None = None  # [B, G, ...] of the stored dtype, what retrievals write into
         self._dtype = torch.float32  # of the features as the model makes them; so is the format
         self._format = torch.contiguous_format
@@ -51,21 +54,27 @@ class CachedForward:
         """
         items = self.layout.items(len(keys))
         latents = self._latents(call.sample, [rows[0] for rows in items])
-        tried = self._coin.random() < self._config.eta
-        found = self._retrieve(keys, latents, conditions) if tried else [None] * len(items)
-        missing = [item for item, entry in enumerate(found) if entry is None]
-        feature = None
+        tried = self._coin.random() < self.control.eta
+        self.forward += 1
         with self._parts.during(call) as entered:
-            state = self._parts.prepare(call, entered)
+            state, sketch = None, None
+            if self._config.max_change is not None:  # what the head says decides
+                state = self._parts.prepare(call, entered)
+                sketch = self._copies.fetch("max_change", sketch_items(state[0], items))
+            found = self._retrieve(keys, latents, conditions, sketch) if tried else [None] * len(items)
+            if self._config.max_change is None:
+                state = self._parts.prepare(call, entered)
+            missing = [item for item, entry in enumerate(found) if entry is None]
+            feature = None
             if missing:
                 rows = [row for item in missing for row in items[item]]
                 feature = self._parts.compute(call, state, rows if len(missing) < len(items) else None)
-                if len(missing) == len(items):  # then the rows came in the batch's order
-                    self._append(keys, latents, conditions, missing, take_rows(feature, rows, len(feature)))
-                else:
-                    self._append(keys, latents, conditions, missing, feature)
+                # All of them came in the batch's order.
+                by_item = take_rows(feature, rows, len(feature)) if len(missing) == len(items) else feature
+                self._append(keys, latents, conditions, missing, by_item, sketch)
             # The append comes first: under FreeU the tail scales the feature in place.
             output = self._parts.finish(state, self._merge(found, missing, feature))
+        self.control.observe(len(items) - len(missing), len(items))
         fallback = "miss" if tried else "bypass"
         return output, Decision(tuple(fallback if entry is None else "hit" for entry in found))
 
@@ -87,7 +96,7 @@ class CachedForward:
         """The noisy part of every item's first row, ``[B, out_channels, H, W]``."""
         return take_rows(sample, firsts, len(sample))[:, : self._latent_channels]
 
-    def _retrieve(self, keys: Tensor, latents: Tensor, conditions: Sequence[Hashable]) -> _Found:
+    def _retrieve(self, keys: Tensor, latents: Tensor, conditions: Sequence[Hashable], sketch: Tensor | None) -> _Found:
         """Queries the table of every condition for its items. What comes back lives in ``_room`` until the next
         call."""
         found: _Found = [None] * len(keys)
@@ -100,7 +109,8 @@ class CachedForward:
                 continue
             room = self._make_room(len(keys))[start : start + len(members)]
             start += len(members)
-            hits = table.query(keys[members], take_rows(latents, members, len(latents)), room)
+            told = self.forward, None if sketch is None else sketch[members]
+            hits = table.query(keys[members], take_rows(latents, members, len(latents)), room, *told)
             for item, hit, feature in zip(members, hits, room, strict=True):
                 found[item] = feature if hit else None
         return found
@@ -112,6 +122,7 @@ class CachedForward:
         conditions: Sequence[Hashable],
         missing: Sequence[int],
         feature: Tensor,
+        sketch: Tensor | None,
     ) -> None:
         """Stores what was computed for the ``missing`` items: ``feature`` ``[len(missing) * G, ...]``, item by item."""
         groups = self._config.groups
@@ -128,6 +139,8 @@ class CachedForward:
                 keys[members],
                 take_rows(latents, members, len(latents)),
                 take_rows(entries, places, len(entries)),
+                self.forward,
+                None if sketch is None else sketch[members],
             )
 
     def _merge(self, found: _Found, missing: Sequence[int], feature: Tensor | None) -> Tensor:
