@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "figure-14": "figure14",
     "ablations": "more_ablations",
     "frontier": "frontier",
+    "ageing": "ageing",
 }
 ALIASES = {"table-1": "tables-1-2", "table-2": "tables-1-2", "figure-8": "figure-9", "figure-13": "figure-10"}
 

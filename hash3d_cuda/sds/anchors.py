@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-# Azimuth and elevation take powers of 1/p, p the real root of p^3 = p + 1, the generalisation of the golden ratio to two
+# Azimuth and elevation take powers of 1/p, p the real root of p^3 = p + 1, the golden ratio's counterpart in two
 # dimensions: n points in a row leave no hole much larger than 1/n of the rectangle. Radius and timestep matter less.
 _PLASTIC = 1.324717957244746
 _STEPS = np.array([_PLASTIC**-1, _PLASTIC**-2, _GOLDEN, math.sqrt(2) - 1])
