@@ -30,6 +30,8 @@ def sampler(**options):
 )  # fmt: skip
 def test_views_return_to_live_entries_of_earlier_steps_only(steps, batch, reuse, pool, power):
     plan = AnchorPlan(steps * batch, batch, reuse, pool, power)
+    firsts = [step * batch + i for step in range(steps) for i, (_, fresh) in enumerate(plan.of_step(step)) if fresh]
+    assert [plan.used(number) for number in range(len(firsts) + 2)] == [*firsts, steps * batch, steps * batch]
     known = 0
     for step in range(steps):
         chosen = plan.of_step(step)
@@ -81,8 +83,21 @@ def test_views_follow_from_seed_and_step_and_stay_in_range():
         assert all(isinstance(value, float) for value in (*views.elevation, *views.azimuth, *views.radius))
         assert all(-10 <= e <= 60 for e in views.elevation) and all(1.8 <= r <= 2.2 for r in views.radius)
         assert all(0 <= a < 360 for a in views.azimuth)
-    high, low = sampler(steps=10).views(0).timestep, sampler(steps=10).views(9).timestep
-    assert high == [979, 979] and low == [300, 300]
+
+
+def test_annealed_timesteps_are_the_anchors_and_keep_the_schedule():
+    own, schedule = sampler(), sampler(sampler="uniform")
+    times: dict[int, set[int]] = {}
+    lags = []
+    for step in range(400):
+        drawn, (annealed, _) = own.views(step).timestep, schedule.views(step).timestep
+        for (number, _), timestep in zip(own.plan.of_step(step), drawn, strict=True):
+            times.setdefault(number, set()).add(timestep)
+            lags.append(timestep - annealed)
+    assert all(len(found) == 1 for found in times.values())
+    falling = [found.pop() for _, found in sorted(times.items())]
+    assert falling == sorted(falling, reverse=True) and falling[-1] >= 300
+    assert abs(np.mean(lags)) < 15 and max(map(abs, lags)) < 250
 
 
 def test_a_drawn_timestep_stays_in_the_cell_of_its_anchor():

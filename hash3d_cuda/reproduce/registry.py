@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "ablations": "more_ablations",
     "frontier": "frontier",
     "ageing": "ageing",
+    "mismatch": "mismatch",
 }
 ALIASES = {"table-1": "tables-1-2", "table-2": "tables-1-2", "figure-8": "figure-9", "figure-13": "figure-10"}
 

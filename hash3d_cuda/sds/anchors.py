@@ -5,9 +5,11 @@ view is either fresh, at the next of a sequence of *anchors*, or it returns to o
 entries the table still holds. Which of the two, and to which anchor, is arithmetic on the number of the view: it needs
 no state, waits for nothing, and a resumed run goes on as if nothing had happened.
 
-Anchors are a low-discrepancy (Kronecker) sequence in azimuth, elevation, radius and timestep: any ``pool`` anchors in a
-row cover the views evenly. A view lies at a random place in the cell of its anchor in the finest grid, so that it hits
-and yet is not the same again. None of this is in the paper.
+Anchors are a low-discrepancy (Kronecker) sequence in azimuth, elevation and radius: any ``pool`` anchors in a row cover
+the views evenly. All views of an anchor have its timestep, the one that an annealed schedule reaches in the middle of
+the anchor's time: a feature that was made at a higher noise level would blur the answer. A view lies at a random place
+in the cell of its anchor in the finest grid, so that it hits and yet is not the same again. None of this is in the
+paper.
 """
 
 from __future__ import annotations
@@ -58,6 +60,19 @@ class AnchorPlan:
         wanted = self.head + math.floor((total - self.head) * share**self.power + 1e-9)
         # One view uses up one anchor at most: where the curve is steeper, begin earlier, or end later.
         return min(max(wanted, total - (self.views - view)), view)
+
+    def used(self, number: int) -> int:
+        """The view that an anchor is fresh for; ``views`` for one that the run does not come to."""
+        low, high = 0, self.views
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.fresh(middle + 1) > number else (middle + 1, high)
+        return low
+
+    def middle(self, number: int) -> float:
+        """The view, about, in the middle of those that look at an anchor: after its first, until it has left the
+        pool."""
+        return (self.used(number) + self.used(number + self.pool)) / 2
 
     def of_step(self, step: int) -> list[tuple[int, bool]]:
         """Per view of a step the number of its anchor, 0, 1, 2 ... in the order of first use, and whether it is

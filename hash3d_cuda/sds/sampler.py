@@ -83,7 +83,7 @@ class ViewSampler:
         return shading, places.tolist()
 
     def _anchored(self, step: int, rng: np.random.Generator) -> StepViews:
-        """Views inside the cells of their anchors. Annealed timesteps are the schedule's."""
+        """Views inside the cells of their anchors."""
         settings, grid = self.settings, self.settings.grids[0]
         offset = np.random.default_rng([settings.seed, ANCHORS]).random(4)
         sizes = (grid.azimuth, grid.elevation, grid.radius, grid.timestep)
@@ -101,7 +101,9 @@ class ViewSampler:
             ])  # fmt: skip
         azimuth, elevation, radius, times = (list(values) for values in zip(*views, strict=True))
         if settings.schedule != "uniform":
-            return StepViews(elevation, azimuth, radius, self._timesteps(step, rng))
+            views_of_run = max(self.plan.views - settings.views_per_step, 1)
+            reached = [min(self.plan.middle(number) / views_of_run, 1.0) for number, _ in self.plan.of_step(step)]
+            return StepViews(elevation, azimuth, radius, [self._annealed(progress) for progress in reached])
         return StepViews(elevation, azimuth, radius, [min(max(math.floor(t), low), high) for t in times])
 
     @property
@@ -121,8 +123,12 @@ class ViewSampler:
         low, high = self._timestep_range(step)
         if settings.schedule == "uniform":
             return rng.integers(low, high + 1, settings.views_per_step).tolist()
-        progress = step / max(settings.steps - 1, 1)
-        return [round(high + (low - high) * progress)] * settings.views_per_step
+        return [self._annealed(step / max(settings.steps - 1, 1))] * settings.views_per_step
+
+    def _annealed(self, progress: float) -> int:
+        """The timestep of the annealed schedule at a share of the run."""
+        low, high = (round(share * (self.timesteps - 1)) for share in self._range(progress))
+        return round(high + (low - high) * progress)
 
     def _range(self, progress: float) -> tuple[float, float]:
         """The lowest and the highest noise level, as shares, at a share of the run."""

@@ -29,7 +29,7 @@ SHADINGS = ("albedo", "lambert", "textureless", "normal", "random")
 # to 30 timesteps forget a view after some steps.
 POSE_GRIDS: tuple[Grid, ...] = (Grid(5.0, 5.0, 0.5, 1000.0), Grid(7.0, 7.0, 0.5, 1000.0), Grid(10.0, 10.0, 0.5, 1000.0))
 # One cell around each anchor, open in timestep.
-ANCHOR_GRIDS: tuple[Grid, ...] = (Grid(5.0, 5.0, 0.5, 1000.0),)
+ANCHOR_GRIDS: tuple[Grid, ...] = (Grid(2.5, 2.5, 0.05, 1000.0),)
 DEFAULT_BUDGET = 256 * 2**20
 NAMED_GRIDS = {"paper": PAPER_GRIDS, "pose": POSE_GRIDS, "anchor": ANCHOR_GRIDS}
 SAMPLERS = ("uniform", "anchored")
@@ -134,9 +134,9 @@ class GenerateSettings:
     target_x: float | None = None
     sampler: str = "uniform"
     reuse: float = 0.85
-    anchors: int = 20
+    anchors: int = 10
     jitter: float = 1.0
-    fresh_power: float = 2.0
+    fresh_power: float = 1.5
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: int = 100
