@@ -31,16 +31,18 @@ CHANGED = {
     "bucket": {"match"},
     "bounded": {"capacity"},
     "none-4-views": {"cache", "views_per_step"},
-    "anchored-85-even": {*ANCHORED, "fresh_power"},
+    "anchored-85-position-4": {*ANCHORED, "position"},
+    "target-0.2": {"target_x"},
+    "similarity-0.99": {"min_similarity"},
     "anchored-85-no-cache": {*ANCHORED, "cache"},
     "anchored-85-4-views": {*ANCHORED, "views_per_step"},
-    **{f"anchored-{share}": ANCHORED if share == 85 else {*ANCHORED, "reuse"} for share in (50, 70, 85, 90)},
+    **{f"anchored-{share}": ANCHORED if share == 85 else {*ANCHORED, "reuse"} for share in (50, 70, 85)},
     **{
         f"interval-{n}": {"grids", "num_buckets", "queue_length", "match", "eta", "max_age", "capacity"}
         for n in (2, 4, 7)
     },
 }
-OTHER_VIEWS = [name for name in ABLATIONS if name.startswith(("anchored", "interval", "none-"))]
+OTHER_VIEWS = [name for name in ABLATIONS if name.startswith(("anchored", "interval", "none-", "target"))]
 
 
 class Recorded:
@@ -109,7 +111,14 @@ def differing(one, two):
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_settings_differ_in_the_named_fields_only(name):
     kind = name.split("-")[0]
-    by_kind = {"queue": {"queue_length"}, "buckets": {"num_buckets"}, "position": {"position"}, "constant": {"grids"}}
+    by_kind = {
+        "age": {"max_age"},
+        "change": {"max_change"},
+        "queue": {"queue_length"},
+        "buckets": {"num_buckets"},
+        "position": {"position"},
+        "constant": {"grids"},
+    }
     expected = CHANGED.get(name, by_kind.get(kind))
     same = {"queue-3", "buckets-100003", "position-2"}
     assert differing(BASE, ABLATIONS[name].apply(BASE)) == (set() if name in same else expected)

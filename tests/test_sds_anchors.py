@@ -121,21 +121,19 @@ def test_coverage_is_reported(uniform):
 
 
 def test_a_run_serves_what_the_plan_says_and_resumes(tmp_path):
-    options = GenerateSettings(steps=20, scene_size=8, reuse=0.7, anchors=5, **FAST)
+    options = GenerateSettings(steps=16, scene_size=8, reuse=0.7, anchors=5, **FAST)
     prior = TinyPrior()
     with SdsRun(prior, prior.resolve("cube"), options) as run:
-        for _ in range(20):
+        for _ in range(16):
+            if run.step == 9:
+                run.save(tmp_path)
             run.train_step()
         assert run.cache.table.capacity == 7
-        whole, x = run.served, run.served["hits"] / 40
-    assert x == pytest.approx(0.7, abs=0.08)  # a fresh anchor may lie in the cell of a live one
-    with SdsRun(prior, prior.resolve("cube"), options) as run:
-        for _ in range(9):
-            run.train_step()
-        run.save(tmp_path)
+        whole = run.served
+    assert whole["hits"] / 32 == pytest.approx(0.7, abs=0.1)  # a fresh anchor may lie in the cell of a live one
     with SdsRun(prior, prior.resolve("cube"), options) as run:
         run.restore(tmp_path)
-        while run.step < 20:
+        while run.step < 16:
             run.train_step()
         assert run.served == whole
 

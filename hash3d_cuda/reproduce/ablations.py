@@ -105,11 +105,15 @@ ABLATIONS: dict[str, Ablation] = {
     **{f"queue-{q}": Ablation(f"Q = {q}", {"queue_length": q}) for q in (1, 3, 10, 30)},
     **{f"buckets-{n}": Ablation(f"n = {n}", {"num_buckets": n}) for n in (200, 1000, 100_003)},
     **{f"interval-{n}": Ablation(f"every {n}th step in full", _interval(n)) for n in (2, 4, 7)},
-    **{f"anchored-{s}": Ablation(f"anchored views, {s}% return", _anchored(s / 100)) for s in (50, 70, 85, 90)},
-    "anchored-85-even": Ablation("anchored, fresh views spread evenly", _anchored(0.85, fresh_power=1.0)),
+    **{f"anchored-{s}": Ablation(f"anchored views, {s}% return", _anchored(s / 100)) for s in (50, 70, 85)},
+    "anchored-85-position-4": Ablation("anchored, position 4", _anchored(0.85, position=4)),
     "anchored-85-no-cache": Ablation("anchored views, no cache", _anchored(0.85, cache=False)),
     "anchored-85-4-views": Ablation("anchored, 4 views a step", _anchored(0.85, views_per_step=4)),
     "none-4-views": Ablation("no cache, 4 views a step", {"cache": False, "views_per_step": 4}),
+    **{f"age-{age}": Ablation(f"entries serve {age} steps", {"max_age": age}) for age in (10, 40)},
+    **{f"change-{c:g}": Ablation(f"shallow change at most {c:g}", {"max_change": c}) for c in (0.05, 0.1, 0.2)},
+    "target-0.2": Ablation("eta follows x = 0.2", {"target_x": 0.2}),
+    "similarity-0.99": Ablation("similarity at least 0.99", {"min_similarity": 0.99}),
     **{f"position-{k}": Ablation(f"position {k}", {"position": k}) for k in range(1, 13)},
 }
 

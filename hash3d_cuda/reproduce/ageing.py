@@ -59,7 +59,7 @@ def probe(run: SdsRun, noise: int) -> tuple[Tensor, Tensor]:
     """Features [POSES,D] and sketches [POSES,E] of the scene now, at the schedule's timestep, under numbered noise."""
     prior = run.prior
     low, high = prior.elevation_range
-    places = [anchor_place(number, np.zeros(4)) for number in range(POSES)]
+    places = [anchor_place(number, np.zeros(4)).tolist() for number in range(POSES)]
     poses = [(low + e * (high - low), 360 * a, sum(prior.radius_range) / 2) for a, e, *_ in places]
     elevation, azimuth, radius = (list(values) for values in zip(*poses, strict=True))
     told = [torch.tensor(values, dtype=torch.float32, device=run.device) for values in (elevation, azimuth, radius)]

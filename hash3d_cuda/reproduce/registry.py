@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "figure-14": "figure14",
     "ablations": "more_ablations",
     "frontier": "frontier",
+    "gates": "gates",
     "ageing": "ageing",
     "mismatch": "mismatch",
 }
