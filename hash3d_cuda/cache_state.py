@@ -77,7 +77,7 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
             "relearn": cache._relearn,
             "layout": _layout(cached),
             "names": list(tables),
-            **_policy(cache, tables),
+            **_policy(cache, list(tables.values())),
         }
         return {"about": about, "tables": [table.table._state_dict() for table in tables.values()]}
 
@@ -247,12 +247,12 @@ def _items(config: Hash3DConfig) -> Any:
     return found if any(found) or callable(config.rows) else [layout.items(len(config.rows))]
 
 
-def _policy(cache: Hash3DCache, tables: Mapping[str | None, TrackedTable]) -> dict[str, Any]:
+def _policy(cache: Hash3DCache, tables: list[TrackedTable]) -> dict[str, Any]:
     """What :mod:`hash3d_cuda.freshness` keeps, as JSON values; nothing where none of its options is used."""
     config, cached = cache.config, cache._cached
     if not isinstance(cached, CachedForward) or (config.max_age, config.max_change, config.target_x) == (None,) * 3:
         return {}
-    kept = [table.freshness.state() if table.freshness is not None else None for table in tables.values()]
+    kept = [table.freshness.state() if table.freshness is not None else None for table in tables]
     return {"policy": {"forward": cached.forward, "eta": cached.control.eta, "freshness": kept}}
 
 
