@@ -45,6 +45,7 @@ _ABOUT = {
     "format", "options", "weights", "coin", "counts", "rejected", "host_syncs", "signature", "relearn", "layout",
     "names",
 }  # fmt: skip
+_EXTRA = {"policy"}  # where the options of hash3d_cuda.freshness are used
 _LEFT_OUT = (
     "hash3d: a table is left out of the saved state: its entries depend on an object, such as an attention processor, "
     "with attributes that another process cannot compare"
@@ -76,6 +77,7 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
             "relearn": cache._relearn,
             "layout": _layout(cached),
             "names": list(tables),
+            **_policy(cache, list(tables.values())),
         }
         return {"about": about, "tables": [table.table._state_dict() for table in tables.values()]}
 
@@ -96,6 +98,7 @@ def restore(
         store = _rebuild(cache, about, tables, device, path) if about["names"] else None
         cached = cache._cached
         coin = _coin(about["coin"], path)
+        policy = _resume_policy(cache, about, store, path)
         cached.forget_shapes()
         cached._coin.setstate(coin)
         cached._rejected, cached.store = about["rejected"], store
@@ -108,6 +111,8 @@ def restore(
         elif about["layout"] is not None:
             dtype, form = about["layout"]
             cached._dtype, cached._format = getattr(torch, dtype), _FORMATS[form]
+        if isinstance(cached, CachedForward):
+            cached.forward, cached.control.eta = policy
 
 
 def save(cache: Hash3DCache, path: str | os.PathLike[str]) -> None:
@@ -243,6 +248,30 @@ def _items(config: Hash3DConfig) -> Any:
     return found if any(found) or callable(config.rows) else [layout.items(len(config.rows))]
 
 
+def _policy(cache: Hash3DCache, tables: list[TrackedTable]) -> dict[str, Any]:
+    """What :mod:`hash3d_cuda.freshness` keeps, as JSON values; nothing where none of its options is used."""
+    config, cached = cache.config, cache._cached
+    if not isinstance(cached, CachedForward) or (config.max_age, config.max_change, config.target_x) == (None,) * 3:
+        return {}
+    kept = [table.freshness.state() if table.freshness is not None else None for table in tables]
+    return {"policy": {"forward": cached.forward, "eta": cached.control.eta, "freshness": kept}}
+
+
+def _resume_policy(cache: Hash3DCache, about: dict[str, Any], store: TableStore | None, path: str) -> tuple[int, float]:
+    """The reverse: the number of the last forward, and eta; what tables hold goes to them."""
+    saved = about.get("policy")
+    if saved is None:
+        return 0, cache.config.eta
+    tables = [] if store is None else store._tables.values()
+    try:
+        for table, state in zip(tables, saved["freshness"], strict=True):
+            if table.freshness is not None and state is not None:
+                table.freshness.load(state)
+        return int(saved["forward"]), min(max(float(saved["eta"]), 0.0), 1.0)
+    except (TypeError, ValueError, KeyError):
+        fail(ValueError, path, "the policy that Hash3DCache.state_dict() returned", saved, "save it again")
+
+
 def _layout(cached: CachedForward | DeviceForward) -> list[str] | None:
     """dtype and memory format of the features as the model makes them, where the forward keeps note of them."""
     if isinstance(cached, DeviceForward):
@@ -255,7 +284,7 @@ def _check(state: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[di
     if not isinstance(state, Mapping) or set(state) != {"about", "tables"}:
         fail(ValueError, path, expected, state, "save it again")
     about, tables = state["about"], state["tables"]
-    if not isinstance(about, dict) or set(about) != _ABOUT:
+    if not isinstance(about, dict) or set(about) - _EXTRA != _ABOUT:
         fail(ValueError, path, expected, about, "save it again")
     if about.get("format") != FORMAT:
         fail(ValueError, path, f"a state of format {FORMAT}", about.get("format"), "save it with this release")

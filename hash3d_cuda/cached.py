@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checks import fail
 from .config import Hash3DConfig
+from .freshness import EtaControl, sketch_items
 from .parts import Parts
 from .poses import HostCopies
 from .rows import RowLayout
@@ -49,6 +50,8 @@ class CachedForward:
         self._exchange = exchange
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
+        self.control = EtaControl(config)
+        self.forward = 0  # how many there were: what entries' ages are counted in
         self._room: Tensor | None = None  # [B, G, ...] of the table's answers, what retrievals write into
         self._dtype = torch.float32  # of the features as the model makes them; so is the format
         self._format = torch.contiguous_format
@@ -64,12 +67,18 @@ class CachedForward:
         """
         items = self.layout.items(len(keys))
         latents = self._latents(call.sample, [rows[0] for rows in items])
-        tried = self._coin.random() < self._config.eta
-        found = self._retrieve(keys, latents, conditions) if tried else [None] * len(items)
-        missing = [item for item, entry in enumerate(found) if entry is None]
-        feature = None
+        tried = self._coin.random() < self.control.eta
+        self.forward += 1
         with self._parts.during(call) as entered:
-            state = self._parts.prepare(call, entered)
+            state, sketch = None, None
+            if self._config.max_change is not None:  # what the head says decides
+                state = self._parts.prepare(call, entered)
+                sketch = self._copies.fetch("max_change", sketch_items(state[0], items))
+            found = self._retrieve(keys, latents, conditions, sketch) if tried else [None] * len(items)
+            if self._config.max_change is None:
+                state = self._parts.prepare(call, entered)
+            missing = [item for item, entry in enumerate(found) if entry is None]
+            feature = None
             if missing:
                 rows = [row for item in missing for row in items[item]]
                 feature = self._parts.compute(call, state, rows if len(missing) < len(items) else None)
@@ -80,9 +89,10 @@ class CachedForward:
             if self._exchange is not None:
                 self._append_all(keys, latents, conditions, missing, entries if missing else None, tried)
             elif missing:
-                self._append(keys, latents, conditions, missing, entries)
+                self._append(keys, latents, conditions, missing, entries, sketch)
             # The append comes first: under FreeU the tail scales the feature in place.
             output = self._parts.finish(state, self._merge(found, missing, feature))
+        self.control.observe(len(items) - len(missing), len(items))
         fallback = "miss" if tried else "bypass"
         return output, Decision(tuple(fallback if entry is None else "hit" for entry in found))
 
@@ -104,7 +114,7 @@ class CachedForward:
         """The noisy part of every item's first row, ``[B, out_channels, H, W]``."""
         return take_rows(sample, firsts, len(sample))[:, : self._latent_channels]
 
-    def _retrieve(self, keys: Tensor, latents: Tensor, conditions: Sequence[Hashable]) -> _Found:
+    def _retrieve(self, keys: Tensor, latents: Tensor, conditions: Sequence[Hashable], sketch: Tensor | None) -> _Found:
         """Queries the table of every condition for its items. What comes back lives in ``_room`` until the next
         call."""
         found: _Found = [None] * len(keys)
@@ -117,7 +127,8 @@ class CachedForward:
                 continue
             room = self._make_room(len(keys))[start : start + len(members)]
             start += len(members)
-            hits = table.query(keys[members], take_rows(latents, members, len(latents)), room)
+            told = self.forward, None if sketch is None else sketch[members]
+            hits = table.query(keys[members], take_rows(latents, members, len(latents)), room, *told)
             for item, hit, feature in zip(members, hits, room, strict=True):
                 found[item] = feature if hit else None
         return found
@@ -129,6 +140,7 @@ class CachedForward:
         conditions: Sequence[Hashable],
         missing: Sequence[int],
         entries: Tensor,
+        sketch: Tensor | None,
     ) -> None:
         """Stores what was computed for the ``missing`` items: ``entries`` ``[len(missing), G, ...]``."""
         store = self._make_store(latents, entries)
@@ -138,6 +150,8 @@ class CachedForward:
                 keys[members],
                 take_rows(latents, members, len(latents)),
                 take_rows(entries, places, len(entries)),
+                self.forward,
+                None if sketch is None else sketch[members],
             )
 
     def _append_all(
@@ -176,7 +190,7 @@ class CachedForward:
             return
         *items, counts = gathered
         if sum(counts):
-            self._make_store(latents, entries).get(condition).append(*items)
+            self._make_store(latents, entries).get(condition).append(*items, self.forward)
 
     def _make_store(self, latents: Tensor, entries: Tensor) -> TableStore:
         """The store, built when the first entries show their shape."""

@@ -48,6 +48,13 @@ class Hash3DConfig:
             neither, the budget is 2 GiB. It is allocated at the first forward and never grows.
         max_conditions: how many condition ids are remembered side by side; each gets an equal share of the memory.
             With more in turn than that, the one not used for longest is forgotten. 1: a change forgets everything.
+        max_age: forwards; an entry is served in so many forwards after the one that stored it, and then computed anew.
+            None: until it leaves the table. See :mod:`hash3d_cuda.freshness`, also for the next two.
+        max_change: an item is served only where the head's output, averaged over space, changed by at most this share
+            since the entry was stored (as FirstBlockCache measures it). None: whatever it did. On a GPU the decision
+            is waited for, and counted in ``stats().host_syncs``.
+        target_x: share of the items to be served, 0 to 1: ``eta`` is where it starts, and then follows what was served.
+            None: ``eta`` stays.
         seed: of the coin, which is the cache's own: global random states are neither read nor changed.
         decide: ``"host"``: hit or miss is decided on the host, from poses it knows. ``"device"``: on a GPU, from poses
             and timesteps that may lie there, in one CUDA graph per forward; see "Decisions on the device" in the docs.
@@ -73,6 +80,9 @@ class Hash3DConfig:
     memory_budget: int | str | None = None
     capacity: int | None = None
     max_conditions: int = 1
+    max_age: int | None = None
+    max_change: float | None = None
+    target_x: float | None = None
     seed: int = 0
     decide: str = "host"
     strict: bool = False
@@ -95,6 +105,7 @@ class Hash3DConfig:
         self.groups = check_int("groups", self.groups, 1)
         self.max_conditions = check_int("max_conditions", self.max_conditions, 1)
         self.seed = check_int("seed", self.seed, 0)
+        self._check_freshness()
         check_choice("mode", self.mode, MODES)
         check_choice("decide", self.decide, DECIDERS)
         for name, kinds in (("strict", bool), ("compile", (bool, dict))):
@@ -122,9 +133,29 @@ class Hash3DConfig:
         if self.decide == "device":
             expected = '"host" with a process_group: how much there is to exchange must be known to the host'
             fail(ValueError, "decide", expected, self.decide, 'pass decide="host"')
+        for name in ("max_change", "target_x"):
+            if getattr(self, name) is not None:
+                expected = "None with a process_group: ranks see other views, and would decide differently"
+                fail(ValueError, name, expected, getattr(self, name), "leave it out")
+
+    def _check_freshness(self) -> None:
+        """What says when an entry may be served, and how often it is tried."""
+        if self.max_age is not None:
+            self.max_age = check_int("max_age", self.max_age, 1)
+        if self.max_change is not None:
+            self.max_change = check_real("max_change", self.max_change, 0.0)
+            if self.mode != "feature":
+                expected = f"None with mode={self.mode!r}, where no head runs"
+                fail(ValueError, "max_change", expected, self.max_change, 'leave it out, or pass mode="feature"')
+        if self.target_x is not None:
+            self.target_x = check_real("target_x", self.target_x, 0.0, 1.0)
 
     def _check_device_options(self) -> None:
         """What cannot go into one graph with a decision in it."""
+        for name in ("max_age", "max_change", "target_x"):
+            if getattr(self, name) is not None:
+                expected = 'None with decide="device", where the host does not know what is served'
+                fail(ValueError, name, expected, getattr(self, name), 'leave it out, or pass decide="host"')
         if self.mode != "feature":
             fail(ValueError, "decide", '"host" with mode="noise"', self.decide, 'pass decide="host" or mode="feature"')
         mode = self.compile.get("mode") if isinstance(self.compile, dict) else None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .checks import QUANTISED_DTYPES
 from .config import Hash3DConfig
+from .freshness import Freshness
 from .poses import HostCopies
 from .table import HashTable
 from .tracked import TrackedTable
@@ -40,6 +41,7 @@ class TableStore:
         self.device = device
         self._copies = copies
         self._followed = followed
+        self._limits = config.max_age, config.max_change
         self._latent_shape = tuple(latent_shape)
         self._limit = config.max_conditions
         self._tables: OrderedDict[Hashable, TrackedTable] = OrderedDict()  # least recently used first
@@ -93,7 +95,9 @@ class TableStore:
     def _build(self) -> TrackedTable:
         with torch.inference_mode(False):  # or it could not be written to outside inference mode
             table = HashTable(self.feature_shape, self._latent_shape, **self._arguments)
-            return TrackedTable(table, self._arguments, self._copies, self._followed)
+            gated = any(limit is not None for limit in self._limits)
+            freshness = Freshness(table.capacity, *self._limits) if gated else None
+            return TrackedTable(table, self._arguments, self._copies, self._followed, freshness)
 
     def _empty(self, table: TrackedTable) -> None:
         self._rejected = self._rejected + table.table.count_rejected()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import fail
+from .freshness import Freshness
 from .poses import HostCopies
 from .table import HashTable
 
@@ -20,10 +21,18 @@ class TrackedTable:
     which depends on the features, is the device's answer waited for and counted.
     """
 
-    def __init__(self, table: HashTable, arguments: dict[str, Any], copies: HostCopies, followed: bool = True) -> None:
+    def __init__(
+        self,
+        table: HashTable,
+        arguments: dict[str, Any],
+        copies: HostCopies,
+        followed: bool = True,
+        freshness: Freshness | None = None,
+    ) -> None:
         """``arguments`` are the keywords ``table`` was built with. With ``followed=False`` the host keeps out of
-        it: only ``table`` and ``clear`` are for use."""
+        it: only ``table`` and ``clear`` are for use. ``freshness`` says which entries may still be served."""
         self.table = table
+        self.freshness = freshness
         self.appended = 0  # items so far, and so the next serial
         self._copies = copies
         self._index: HostIndex | None = None
@@ -34,8 +43,13 @@ class TrackedTable:
                 expected = "None with strict=True: whether an item hits would depend on features on the GPU"
                 fail(ValueError, "min_similarity", expected, arguments["min_similarity"], "pass strict=False")
 
-    def query(self, keys: Tensor, latents: Tensor, out: Tensor) -> list[bool]:
-        """Which of the items hit; their rows of ``out`` are written. ``keys`` are on the host, the rest is not."""
+    def query(
+        self, keys: Tensor, latents: Tensor, out: Tensor, forward: int = 0, sketch: Tensor | None = None
+    ) -> list[bool]:
+        """Which of the items hit; their rows of ``out`` are written. ``keys`` and ``sketch`` are on the host, the rest
+        is not."""
+        if self.freshness is not None:
+            keys = self._without_stale(keys, forward, sketch)
         if self._index is None:
             hit = self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out).hit
             return self._copies.fetch("min_similarity", hit).tolist()
@@ -47,12 +61,26 @@ class TrackedTable:
             self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out)
         return hits
 
-    def append(self, keys: Tensor, latents: Tensor, features: Tensor) -> None:
-        """Stores items. ``keys`` are on the host, the rest is not."""
+    def append(
+        self, keys: Tensor, latents: Tensor, features: Tensor, forward: int = 0, sketch: Tensor | None = None
+    ) -> None:
+        """Stores items. ``keys`` are on the host, like ``sketch``, the rest is not."""
         serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
         self.appended += len(keys)
-        if self._index is not None:
-            self._index.append(keys, serials)
+        own = None if self._index is None else self._index.append(keys, serials)
+        if self.freshness is not None:
+            self.freshness.note(serials.tolist() if own is None else own, forward, sketch)
+
+    def _without_stale(self, keys: Tensor, forward: int, sketch: Tensor | None) -> Tensor:
+        """``keys`` with NaN, which finds nothing, where the entries may not be served any more."""
+        assert self.freshness is not None
+        table = self.table if self.table.device.type == "cpu" else self._index and self._index.table
+        if table is None:  # min_similarity on a GPU: the look-up there is waited for
+            found = self._copies.fetch("max_age", self.table.lookup(keys.to(self.table.device)))
+        else:
+            found = table.lookup(keys)
+        passing = self.freshness.passing(found, forward, sketch)
+        return torch.where(passing[:, None], keys, torch.nan)
 
     def clear(self) -> None:
         """Empties the table."""
@@ -82,8 +110,13 @@ class HostIndex:
         self._table = HashTable((1,), (1,), **{**same, "device": "cpu", "feature_dtype": torch.float32})
         self.clear()
 
-    def append(self, keys: Tensor, serials: Tensor) -> None:
-        """Follows an append of ``keys`` that returned ``serials`` (on any device)."""
+    @property
+    def table(self) -> HashTable:
+        """Keys and chains alone."""
+        return self._table
+
+    def append(self, keys: Tensor, serials: Tensor) -> list[int]:
+        """Follows an append of ``keys`` that returned ``serials`` (on any device); returns its own."""
         blank = torch.zeros(len(keys), 1)
         own = self._table.append(keys, blank, blank).tolist()
         arrived = None
@@ -94,6 +127,7 @@ class HostIndex:
             arrived = torch.cuda.Event()
             arrived.record(torch.cuda.current_stream(device))
         self._coming.append((arrived, own, serials))
+        return own
 
     def find(self, keys: Tensor) -> list[bool]:
         """Which of ``keys`` ``[N, 4]`` have a candidate in some grid."""

@@ -18,6 +18,7 @@ STEPS = 12
 WIDE = (Grid(60.0, 90.0, 0.3, 1000.0), Grid(90.0, 120.0, 0.5, 1000.0), Grid(90.0, 180.0, 1.0, 1000.0))
 BASE = GenerateSettings(steps=STEPS, scene_size=8, capacity=2 * STEPS, eta=0.6, grids=WIDE)
 CROWDED = replace(BASE, grids=(Grid(90.0, 360.0, 4.0, 1000.0),))  # two cells, so that chains fill up
+ANCHORED = {"sampler", "eta", "grids", "capacity"}
 CHANGED = {
     "none": {"cache"},
     "default": set(),
@@ -29,7 +30,19 @@ CHANGED = {
     "mean": {"aggregation"},
     "bucket": {"match"},
     "bounded": {"capacity"},
+    "none-4-views": {"cache", "views_per_step"},
+    "anchored-85-position-4": {*ANCHORED, "position"},
+    "target-0.2": {"target_x"},
+    "similarity-0.99": {"min_similarity"},
+    "anchored-85-no-cache": {*ANCHORED, "cache"},
+    "anchored-85-4-views": {*ANCHORED, "views_per_step"},
+    **{f"anchored-{share}": ANCHORED if share == 85 else {*ANCHORED, "reuse"} for share in (50, 70, 85)},
+    **{
+        f"interval-{n}": {"grids", "num_buckets", "queue_length", "match", "eta", "max_age", "capacity"}
+        for n in (2, 4, 7)
+    },
 }
+OTHER_VIEWS = [name for name in ABLATIONS if name.startswith(("anchored", "interval", "none-", "target"))]
 
 
 class Recorded:
@@ -98,7 +111,14 @@ def differing(one, two):
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_settings_differ_in_the_named_fields_only(name):
     kind = name.split("-")[0]
-    by_kind = {"queue": {"queue_length"}, "buckets": {"num_buckets"}, "position": {"position"}, "constant": {"grids"}}
+    by_kind = {
+        "age": {"max_age"},
+        "change": {"max_change"},
+        "queue": {"queue_length"},
+        "buckets": {"num_buckets"},
+        "position": {"position"},
+        "constant": {"grids"},
+    }
     expected = CHANGED.get(name, by_kind.get(kind))
     same = {"queue-3", "buckets-100003", "position-2"}
     assert differing(BASE, ABLATIONS[name].apply(BASE)) == (set() if name in same else expected)
@@ -108,7 +128,8 @@ def test_settings_differ_in_the_named_fields_only(name):
 
 
 # Positions have a test of their own; the tiny U-Net has six.
-@pytest.mark.parametrize("name", [name for name in ABLATIONS if not name.startswith("position")])
+# These look elsewhere, or throw no coin.
+@pytest.mark.parametrize("name", [n for n in ABLATIONS if not n.startswith("position") and n not in OTHER_VIEWS])
 def test_views_noise_and_coin_are_the_default_runs(name, record):
     default, other = record("default"), record(name)
     assert other.views == default.views and other.seeds == default.seeds
@@ -120,6 +141,20 @@ def test_views_noise_and_coin_are_the_default_runs(name, record):
 def test_the_default_hits_and_misses(record):
     run = record("default")
     assert run.served["hits"] >= 5 and run.served["misses"] > 0
+
+
+@pytest.mark.parametrize("every", (2, 4))
+def test_intervals_run_every_so_manieth_step_in_full(every, record):
+    run = record(f"interval-{every}")
+    full = -(-STEPS // every) * BASE.views_per_step
+    assert run.served == {"hits": items(BASE) - full, "misses": full, "bypasses": 0}
+    assert run.views == record("default").views and run.seeds == record("default").seeds
+
+
+def test_anchored_views_are_the_same_with_and_without_the_cache(record):
+    cached, plain = record("anchored-85"), record("anchored-85-no-cache")
+    assert cached.views == plain.views != record("default").views and cached.seeds == plain.seeds
+    assert cached.served["hits"] > 0.6 * items(BASE) and plain.served["hits"] == 0
 
 
 def test_no_cache(record):

@@ -90,6 +90,15 @@ def test_grids_by_name(tmp_path):
     assert grids == [[5, 5, 0.5, 1000], [7, 7, 0.5, 1000], [10, 10, 0.5, 1000]]
 
 
+def test_a_preset_and_what_is_given_over_it(tmp_path):
+    argv = ["generate", "cube", "--out", str(tmp_path), "--steps", "3", "--quiet", "--preset", "fast", *SMALL]
+    assert main([*argv, "--reuse", "0.5", "--max-age", "9"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    settings = metrics["settings"]
+    assert (settings["sampler"], settings["eta"], settings["reuse"], settings["max_age"]) == ("anchored", 1.0, 0.5, 9)
+    assert settings["grids"] == [[2.5, 2.5, 0.05, 1000]] and metrics["coverage"]["regions"] == 16
+
+
 def test_path_or_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ball").mkdir()

@@ -242,7 +242,7 @@ def test_a_prior_of_its_own_shares_weights_and_not_hooks():
         assert not hasattr(prior.unet, "_diffusers_hook")
 
 
-SWEPT = ("table-3", "table-4", "figure-9", "figure-10", "figure-12", "figure-14", "ablations")
+SWEPT = ("table-3", "table-4", "figure-9", "figure-10", "figure-12", "figure-14", "ablations", "frontier", "gates")
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_every_sweep_has_a_table_a_picture_and_findings(name, made):
 
 
 def test_sweeps_are_shared(made):
-    assert len(list((made / "units").iterdir())) == 5
+    assert len(list((made / "units").iterdir())) == 7
     retrieval = [registry.load(name).units(context(made)) for name in ("table-3", "figure-10", "figure-12")]
     assert len({unit.file_name(context(made)) for units in retrieval for unit in units}) == len(OBJECTS)
 

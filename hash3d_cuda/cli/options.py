@@ -51,11 +51,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--position", type=int, metavar="K", help="up-resnets that still run on a hit (default 2)")
     cache.add_argument(
         "--grids",
-        help='"paper" (default); "pose": cells narrow in pose and open in timestep; or cell sizes '
+        help='"paper" (default); "pose": cells narrow in pose and open in timestep; "anchor": one such; or cell sizes '
         'elevation,azimuth,radius,timestep: "10,10,.1,10;30,30,.2,100"',
     )
     cache.add_argument("--memory-budget", metavar="BYTES", help='memory of the table, such as "256MiB" (default)')
     add_feature_dtype(cache)
+    add_reuse_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
     output.add_argument("--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)")
@@ -69,17 +70,39 @@ def add_feature_dtype(group: Any) -> None:
     group.add_argument(
         "--feature-dtype", choices=names, help="what entries are stored in (default: what the U-Net computes in)"
     )
+def add_reuse_options(parser: argparse.ArgumentParser) -> None:
+    """What makes more views hit, and what keeps entries from being served too long."""
+    group = parser.add_argument_group("more reuse (see docs/reuse.md)")
+    group.add_argument("--preset", choices=("fast",), help="fast: --sampler anchored --eta 1 --grids anchor")
+    group.add_argument(
+        "--sampler", choices=("uniform", "anchored"), help="poses: uniform (default), or most return to live entries"
+    )
+    group.add_argument("--reuse", type=float, metavar="SHARE", help="anchored: share of the views that return")
+    group.add_argument("--anchors", type=int, metavar="N", help="anchored: how many views can be returned to")
+    group.add_argument("--jitter", type=float, metavar="SHARE", help="anchored: how far in its cell a view may move")
+    group.add_argument(
+        "--fresh-power", type=float, metavar="P", help="anchored: 1 spreads fresh views evenly, more saves them"
+    )
+    group.add_argument("--max-age", type=int, metavar="STEPS", help="an entry serves so many steps (default: any)")
+    group.add_argument(
+        "--max-change",
+        type=float,
+        metavar="SHARE",
+        help="serve only where the shallow features changed at most so much",
+    )
+    group.add_argument("--target-x", type=float, metavar="SHARE", help="let eta follow: serve this share of the views")
 
 
 def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
     """The settings that the command line names, over ``defaults``; grids parsed."""
-    from hash3d_cuda.sds.settings import GenerateSettings, parse_grids
+    from hash3d_cuda.sds.settings import PRESETS, GenerateSettings, parse_grids
 
     names = {field.name for field in fields(GenerateSettings)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if "grids" in given:
         given["grids"] = usage(parse_grids, given["grids"])
-    return {**defaults, **given}
+    preset = PRESETS[options.preset] if getattr(options, "preset", None) is not None else {}
+    return {**defaults, **preset, **given}
 
 
 def run_settings(make: Any, *args: Any, **kwargs: Any) -> Any:

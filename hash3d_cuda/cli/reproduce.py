@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     modules = [module for name in options.names or ["all"] for module in usage(registry.find, name)]
     modules = list(dict.fromkeys(modules))
-    context, jobs = make_context(options), usage(number_of_jobs, options.jobs)
+    context, jobs = make_context(options, modules), usage(number_of_jobs, options.jobs)
     return carry_out(modules, context, jobs, options.quiet)
 
 
@@ -88,13 +88,13 @@ def carry_out(modules: list[ModuleType], context: Any, jobs: int, quiet: bool) -
     return 0
 
 
-def make_context(options: argparse.Namespace) -> Any:
+def make_context(options: argparse.Namespace, modules: list[ModuleType]) -> Any:
     """What all experiments share, checked before anything runs."""
     from hash3d_cuda.checks import check_device, check_int
     from hash3d_cuda.prior.load import load_prior
     from hash3d_cuda.reproduce.base import Context
 
-    size = QUICK if options.quick else DEFAULT
+    size = QUICK if options.quick else getattr(modules[0], "SIZE", DEFAULT) if len(modules) == 1 else DEFAULT
     steps = usage(check_int, "steps", size["steps"] if options.steps is None else options.steps, 2, 10**6)
     seed = usage(check_int, "seed", options.seed, 0)
     device = str(usage(check_device, "device", options.device))

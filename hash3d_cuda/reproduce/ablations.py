@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
-from hash3d_cuda.sds.settings import GenerateSettings
+from hash3d_cuda.sds.settings import PRESETS, GenerateSettings
 
 PAPER_VIEWS = 10_000  # appendix E: DreamFusion's iterations, one view each
 PAPER_ETAS = (0.01, 0.05, 0.1, 0.3, 0.5, 0.7)  # section 4.3, ablation 3
@@ -71,6 +71,20 @@ def _without_keys(queue: int) -> dict[str, Any]:
     return {"grids": (EVERYWHERE,), "num_buckets": 1, "queue_length": queue, "match": "bucket"}
 
 
+def _interval(every: int) -> Callable[[GenerateSettings], Changes]:
+    """Every so manieth step in full, the others with the features of its views, as DeepCache does along one denoising
+    trajectory; under SDS these are of other poses. Which view serves which, the nearest latent decides."""
+    return lambda base: {
+        **_without_keys(base.views_per_step), "eta": 1.0, "max_age": every - 1, "capacity": base.views_per_step,
+        "memory_budget": None,
+    }  # fmt: skip
+
+
+def _anchored(reuse: float, **changes: Any) -> Changes:
+    """The preset "fast" at a share of views that return, with a table of its own size."""
+    return {**PRESETS["fast"], "reuse": reuse, "capacity": None, "memory_budget": None, **changes}
+
+
 ABLATIONS: dict[str, Ablation] = {
     "none": Ablation("no cache", {"cache": False}),
     "default": Ablation("default", {}),
@@ -90,6 +104,16 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     **{f"queue-{q}": Ablation(f"Q = {q}", {"queue_length": q}) for q in (1, 3, 10, 30)},
     **{f"buckets-{n}": Ablation(f"n = {n}", {"num_buckets": n}) for n in (200, 1000, 100_003)},
+    **{f"interval-{n}": Ablation(f"every {n}th step in full", _interval(n)) for n in (2, 4, 7)},
+    **{f"anchored-{s}": Ablation(f"anchored views, {s}% return", _anchored(s / 100)) for s in (50, 70, 85)},
+    "anchored-85-position-4": Ablation("anchored, position 4", _anchored(0.85, position=4)),
+    "anchored-85-no-cache": Ablation("anchored views, no cache", _anchored(0.85, cache=False)),
+    "anchored-85-4-views": Ablation("anchored, 4 views a step", _anchored(0.85, views_per_step=4)),
+    "none-4-views": Ablation("no cache, 4 views a step", {"cache": False, "views_per_step": 4}),
+    **{f"age-{age}": Ablation(f"entries serve {age} steps", {"max_age": age}) for age in (10, 40)},
+    **{f"change-{c:g}": Ablation(f"shallow change at most {c:g}", {"max_change": c}) for c in (0.05, 0.1, 0.2)},
+    "target-0.2": Ablation("eta follows x = 0.2", {"target_x": 0.2}),
+    "similarity-0.99": Ablation("similarity at least 0.99", {"min_similarity": 0.99}),
     **{f"position-{k}": Ablation(f"position {k}", {"position": k}) for k in range(1, 13)},
 }
 

@@ -18,6 +18,10 @@ EXPERIMENTS = {
     "figure-12": "figure12",
     "figure-14": "figure14",
     "ablations": "more_ablations",
+    "frontier": "frontier",
+    "gates": "gates",
+    "ageing": "ageing",
+    "mismatch": "mismatch",
 }
 ALIASES = {"table-1": "tables-1-2", "table-2": "tables-1-2", "figure-8": "figure-9", "figure-13": "figure-10"}
 

@@ -38,7 +38,8 @@ def compare(
 
     Args:
         prior, subject: as for :func:`hash3d_cuda.sds.loop.generate`.
-        settings: ``cache`` is set by this function, the rest holds for both runs.
+        settings: ``cache`` is set by this function, and the run without it draws its views uniformly; the rest holds
+            for both runs.
         out: folder; the runs go to its ``without-cache`` and ``with-cache``.
         progress: gives each run's progress display by its name.
 
@@ -55,7 +56,9 @@ def compare(
         tracks = {}
         for name, place in RUNS.items():
             own = prepare_folder(folder / place, resume=False, force=True)
-            run = stack.enter_context(SdsRun(prior, subject, replace(settings, cache=name == "with")))
+            # What one would do without a cache: an anchored sampler would have nothing to return to.
+            own_settings = settings if name == "with" else replace(settings, cache=False, sampler="uniform")
+            run = stack.enter_context(SdsRun(prior, subject, replace(own_settings, cache=name == "with")))
             tracks[name] = Track(run, own, progress(place))
         iterate(list(tracks.values()), interrupt)
         results = {name: finish(track.run, track.folder) for name, track in tracks.items()}

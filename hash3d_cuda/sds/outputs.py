@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hash3d_cuda.prior.ground_truth import EVALUATION_POSES
+from hash3d_cuda.sds.coverage import coverage
 from hash3d_cuda.sds.metrics import (
     FORMAT,
     cache_metrics,
@@ -78,6 +79,7 @@ def run_metrics(run: Any, views: Tensor, truth: Tensor | None, interrupted: bool
         "settings": run.settings.as_dict(),
         "time": time,
         "cache": cache_metrics(run.served, *run.caches),
+        "coverage": coverage(run.sampler, run.step),
         "memory": memory_metrics(run.caches, run.device),
         "quality": None if truth is None else image_quality(views, truth),
         "history": history(run.log),

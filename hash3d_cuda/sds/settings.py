@@ -28,9 +28,14 @@ OBJECTIVES = ("sds", "refine")
 SHADINGS = ("albedo", "lambert", "textureless", "normal", "random")
 # Narrow in pose and open in timestep: under the annealed schedule no timestep comes twice, so the paper's cells of 10
 # to 30 timesteps forget a view after some steps.
-POSE_GRIDS = (Grid(5.0, 5.0, 0.5, 1000.0), Grid(7.0, 7.0, 0.5, 1000.0), Grid(10.0, 10.0, 0.5, 1000.0))
+POSE_GRIDS: tuple[Grid, ...] = (Grid(5.0, 5.0, 0.5, 1000.0), Grid(7.0, 7.0, 0.5, 1000.0), Grid(10.0, 10.0, 0.5, 1000.0))
+# One cell around each anchor, open in timestep.
+ANCHOR_GRIDS: tuple[Grid, ...] = (Grid(2.5, 2.5, 0.05, 1000.0),)
 DEFAULT_BUDGET = 256 * 2**20
-NAMED_GRIDS = {"paper": PAPER_GRIDS, "pose": POSE_GRIDS}
+NAMED_GRIDS = {"paper": PAPER_GRIDS, "pose": POSE_GRIDS, "anchor": ANCHOR_GRIDS}
+SAMPLERS = ("uniform", "anchored")
+PRESETS: dict[str, dict[str, Any]] = {"fast": {"sampler": "anchored", "eta": 1.0, "grids": ANCHOR_GRIDS}}
+"""Settings by name, for ``GenerateSettings(**PRESETS[name])`` and the command line's ``--preset``."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,19 @@ class GenerateSettings:
         position: where the U-Net is cut; that many up-resnets still run on a hit.
         grids: the table's grids, finest first.
         memory_budget: bytes of the table; a string such as ``"256MiB"`` is converted. None with ``capacity``; with
-            neither, 256 MiB.
+            neither, 256 MiB, or with ``sampler="anchored"`` room for the anchors.
         capacity: entries of the table, in the place of ``memory_budget``.
         mode, match, queue_length, num_buckets, min_similarity: as in :class:`hash3d_cuda.Hash3DConfig`.
         feature_dtype: what the table stores features in, ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int8"`` or
             ``"fp8"``; None is what the U-Net computes in.
+        max_age, max_change, target_x: likewise, see :mod:`hash3d_cuda.freshness`.
+        sampler: ``"uniform"`` poses, or ``"anchored"``: most views return to where the table holds an entry, see
+            :mod:`hash3d_cuda.sds.anchors`. It goes with ``eta=1`` and one grid, such as ``ANCHOR_GRIDS``.
+        reuse: with ``"anchored"``, the share of the views that return.
+        anchors: how many of the latest anchors views return to. Without ``capacity`` and ``memory_budget`` the table
+            has room for these and a step's own, so that no older entry is served.
+        jitter: how far in its anchor's cell a view may lie from the anchor, 0 (not at all) to 1 (anywhere).
+        fresh_power: 1 spreads fresh views evenly over the run, more saves them for its end.
         aggregation: how candidates become one feature, ``Hash3DConfig``'s ``weighting`` (here that is the gradient's).
         seed: everything random follows from it.
         device: where scene and prior live.
@@ -120,6 +133,14 @@ class GenerateSettings:
     num_buckets: int = 100_003
     min_similarity: float | None = None
     feature_dtype: str | None = None
+    max_age: int | None = None
+    max_change: float | None = None
+    target_x: float | None = None
+    sampler: str = "uniform"
+    reuse: float = 0.85
+    anchors: int = 10
+    jitter: float = 1.0
+    fresh_power: float = 1.5
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: int = 100
@@ -135,12 +156,14 @@ class GenerateSettings:
             self._set("scene_size", check_int("scene_size", self.scene_size, 4, 10**7))
         self._set("position", check_int("position", self.position, 1, 64))
         self._set("seed", check_int("seed", self.seed, 0, 2**63 - 1))
-        self._set("lr_scale", check_positive("lr_scale", self.lr_scale))
+        for name in ("lr_scale", "fresh_power"):
+            self._set(name, check_positive(name, getattr(self, name)))
+        self._set("anchors", check_int("anchors", self.anchors, 1, 10**7))
         for name in ("denoise_stride", "reuse_interval"):
             self._set(name, check_int(name, getattr(self, name), 1, 10**6))
         if self.render_size is not None:
             self._set("render_size", check_int("render_size", self.render_size, 8, 4096))
-        for name in ("lr_end", "t_high", "t_low", "eta", "shading_after"):
+        for name in ("lr_end", "t_high", "t_low", "eta", "shading_after", "reuse", "jitter"):
             self._set(name, check_real(name, getattr(self, name), 0.0, 1.0))
         for name in (
             "guidance_scale", "reference_weight", "sds_weight", "second_weight", "second_guidance_scale",
@@ -150,7 +173,7 @@ class GenerateSettings:
             fail(ValueError, "t_low", f"at most t_high={self.t_high}", self.t_low, "swap them")
         for name, choices in (
             ("scene", SCENES), ("schedule", SCHEDULES), ("weighting", WEIGHTINGS), ("objective", OBJECTIVES),
-            ("shading", SHADINGS),
+            ("shading", SHADINGS), ("sampler", SAMPLERS),
         ):  # fmt: skip
             check_choice(name, getattr(self, name), choices)
         for name in ("cache", "latent", "geometry"):
@@ -182,7 +205,7 @@ class GenerateSettings:
             if self.memory_budget is not None:
                 fail(ValueError, "capacity", "no capacity beside memory_budget", self.capacity, "give one of the two")
             self._set("capacity", check_int("capacity", self.capacity, 1))
-        else:
+        elif self.memory_budget is not None or self.sampler == "uniform":
             budget = DEFAULT_BUDGET if self.memory_budget is None else self.memory_budget
             self._set("memory_budget", parse_bytes("memory_budget", budget))
         check_choice("mode", self.mode, MODES)
@@ -194,6 +217,12 @@ class GenerateSettings:
         self._set("num_buckets", check_int("num_buckets", self.num_buckets, 1))
         if self.min_similarity is not None:
             self._set("min_similarity", check_real("min_similarity", self.min_similarity, -1.0, 1.0))
+        if self.max_age is not None:
+            self._set("max_age", check_int("max_age", self.max_age, 1))
+        if self.max_change is not None:
+            self._set("max_change", check_real("max_change", self.max_change, 0.0))
+        if self.target_x is not None:
+            self._set("target_x", check_real("target_x", self.target_x, 0.0, 1.0))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

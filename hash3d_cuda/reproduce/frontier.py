@@ -1,0 +1,154 @@
+"""Quality over speed-up, ours beside what others do: the paper's eta, reuse at intervals, the released indexing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from hash3d_cuda.reproduce import studies
+from hash3d_cuda.reproduce.base import Context, Unit
+from hash3d_cuda.reproduce.summary import average, change, over_objects, pictures, pyplot, row, save, signed
+from hash3d_cuda.reproduce.sweep import BASELINE, label
+
+ID = "frontier"
+TITLE = "Quality over speed-up"
+PAPER = {"claim": "1.5 to 4 times as fast at equal quality; eta from 0.01 to 0.7, chosen 0.1"}
+SIZE = {"objects": 8, "steps": 160}
+"""Of a run of this experiment alone: the first eight objects are none that the sampler's settings were chosen on."""
+ETAS = (0.1, 0.5, 0.9)
+INTERVALS = (2, 4, 7)
+REUSE = (50, 70, 85)
+BOUND_DB, BOUND_SSIM, BOUND_X, BOUND_SPEED = 0.2, 0.01, 0.85, 2.5
+
+Told = dict[str, Any]
+CURVES: dict[str, list[Told]] = {
+    "paper: eta, its grids stretched": [{"ablation": "default", "eta": eta, "grids": "stretched"} for eta in ETAS],
+    "reuse at intervals": [{"ablation": f"interval-{n}"} for n in INTERVALS],
+    "released indexing": [{"ablation": "released", "eta": eta, "grids": "stretched"} for eta in (0.9,)],
+    "ours: anchored": [{"ablation": f"anchored-{share}"} for share in REUSE],
+}
+CONTROL = {"ablation": "anchored-85-no-cache"}
+FOUR, FOUR_PLAIN = {"ablation": "anchored-85-4-views"}, {"ablation": "none-4-views"}
+FOURTH = {"ablation": "anchored-85-position-4"}
+OURS = label({"ablation": "anchored-85"})
+SHOWN = {
+    BASELINE: "no cache",
+    OURS: "anchored, 85% return",
+    label({"ablation": "interval-7"}): "every 7th step in full",
+}
+
+
+def units(context: Context) -> list[Unit]:
+    """One sweep per object over all points of all curves."""
+    told = [one for points in CURVES.values() for one in points]
+    return studies.units(context, ID, [*told, FOURTH, CONTROL, FOUR, FOUR_PLAIN])
+
+
+def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A row per point, and whether ours is above the others."""
+    found = studies.of(results, ID)
+    points = [(curve, label(one)) for curve, told in CURVES.items() for one in told]
+    points += [
+        ("ours: anchored, position 4", label(FOURTH)),
+        ("control: anchored, without the cache", label(CONTROL)),
+        ("ours: anchored, 4 views a step", label(FOUR)),
+        ("control: no cache, 4 views a step", label(FOUR_PLAIN)),
+    ]
+    rows = [point(found, "no cache", BASELINE), *(point(found, curve, name) for curve, name in points)]
+    return {
+        "rows": rows,
+        "findings": [accepted(found), parted(found), four_views(found), above(rows), studies.NOTE],
+        "curves": {
+            curve: {"speed": [r["speed-up"] for r in rows if r["method"] == curve],
+                    "unet": [r["U-Net speed-up"] for r in rows if r["method"] == curve],
+                    "change": [r["PSNR change, dB"] for r in rows if r["method"] == curve]}
+            for curve in CURVES
+        },
+        "pictures": pictures(found, SHOWN),
+    }  # fmt: skip
+
+
+def point(found: dict[str, Any], method: str, name: str) -> dict[str, Any]:
+    """The usual row and the change of SSIM."""
+    return {**row(found, name, method=method, run=name), "SSIM change": change(found, name, "ssim")}
+
+
+def accepted(found: dict[str, Any]) -> str:
+    """The bounds that were set beforehand, one by one."""
+    ours = over_objects(found, OURS)
+    db, ssim = change(found, OURS), change(found, OURS, "ssim")
+    x, speed, bound = average(ours, "x"), average(ours, "speed_up"), average(ours, "bound_step")
+    unet, unet_bound = average(ours, "unet_speed_up"), average(ours, "bound_unet")
+    share = average(ours, "unet_share_of_step")
+    said = [
+        judged(x >= BOUND_X - 5e-4, f"x = {x:.3f} (wanted {BOUND_X})"),
+        judged(db is not None and db >= -BOUND_DB, f"PSNR {signed(db)} dB (wanted -{BOUND_DB} or better)"),
+        judged(ssim is not None and ssim >= -BOUND_SSIM, f"SSIM {signed(ssim, 4)} (wanted -{BOUND_SSIM} or better)"),
+        judged(speed >= BOUND_SPEED, f"step {speed:.2f} times as fast (wanted {BOUND_SPEED}; bound {bound:.2f}, with "
+               f"the U-Net at {share:.0%} of a step)"),
+        f"U-Net {unet:.2f} times as fast (bound {unet_bound:.2f})",
+    ]  # fmt: skip
+    return f"Anchored sampler, {len(ours)} objects, same seed and steps: " + "; ".join(said) + "."
+
+
+def judged(holds: bool, text: str) -> str:
+    """``text`` with its verdict."""
+    return f"{text}: {'met' if holds else 'not met'}"
+
+
+def parted(found: dict[str, Any]) -> str:
+    """What of the loss is the sampler's, and what the reuse's."""
+    control, fourth = label(CONTROL), label(FOURTH)
+    unet = average(over_objects(found, fourth), "unet_speed_up")
+    return (
+        f"The same views without the cache change PSNR by {signed(change(found, control))} dB, so that reuse itself "
+        f"costs {signed(change(found, OURS, to=control))} dB. Cut at position 4 it is "
+        f"{signed(change(found, fourth))} dB against no cache, with the U-Net {unet:.2f} times as fast."
+    )
+
+
+def four_views(found: dict[str, Any]) -> str:
+    """What the time that is saved buys in views."""
+    four, plain = label(FOUR), label(FOUR_PLAIN)
+    runs, before = over_objects(found, four), over_objects(found, BASELINE)
+    seconds = mean(run["seconds"] for run in runs) / mean(run["seconds"] for run in before)
+    unet = mean(1 / run["unet_speed_up"] for run in runs)
+    return (
+        f"Four views a step, most from the cache, against two without one: PSNR {signed(change(found, four))} dB in "
+        f"{seconds:.2f} times the time, {unet:.2f} times the U-Net's. Against four without the cache: "
+        f"{signed(change(found, four, to=plain))} dB."
+    )
+
+
+def above(rows: list[dict[str, Any]]) -> str:
+    """Whether a point of another method is as fast on the U-Net as ours at 0.85 and better."""
+    ours = next(r for r in rows if r["run"] == OURS)
+    others = [r for r in rows if r["method"] in CURVES and not r["method"].startswith("ours")]
+    better = [
+        f"{r['run']} (x {r['x']:.2f}, {signed(r['PSNR change, dB'])} dB)"
+        for r in others
+        if r["x"] >= ours["x"] - 0.02 and (r["PSNR change, dB"] or 0) > (ours["PSNR change, dB"] or 0)
+    ]
+    best = max((r for r in others if r["x"] >= 0.5), key=lambda r: r["PSNR change, dB"] or -99.0, default=None)
+    text = "No other point serves as many views at a better PSNR." if not better else (
+        "Other points serve as many views at a better PSNR: " + ", ".join(better) + "."
+    )  # fmt: skip
+    if best is not None:
+        text += f" The best of the others at x of 0.5 or more is {best['run']}, {signed(best['PSNR change, dB'])} dB."
+    return text
+
+
+def plot(summary: dict[str, Any], path: Path) -> None:
+    """Change of PSNR over the speed-up, of the step and of the U-Net alone."""
+    plt: Any = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+    for axis, kind, title in zip(axes, ("speed", "unet"), ("step", "U-Net"), strict=True):
+        for name, curve in summary["curves"].items():
+            axis.plot(curve[kind], curve["change"], marker="o", label=name)
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.axhline(-BOUND_DB, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(f"speed-up, {title}")
+    axes[0].set_ylabel("change of PSNR, dB")
+    axes[1].legend(fontsize=8)
+    save(figure, path)
