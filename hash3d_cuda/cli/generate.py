@@ -37,7 +37,7 @@ the annealed schedule no timestep comes twice, so the paper's cells of 10 to 30 
 some steps.
 """
 
-REQUEST = ("subject", "prior", "elevation", "azimuth", "second_prior", "prompt")
+REQUEST = ("subject", "prior", "encoder", "elevation", "azimuth", "second_prior", "prompt")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +159,11 @@ def summary(metrics: dict[str, Any], out: Path) -> str:
         lines.append(
             f"cache: {cache['hits']} hits, {cache['misses']} misses, {cache['bypasses']} bypasses; hit rate "
             f"{cache['hit_rate']:.1%}, x = {cache['x']:.1%} of all views"
+        )
+    if (estimate := time["without_cache"]) is not None:
+        lines.append(
+            f"step: about {estimate['speed_up']:.2f}x as fast as without the cache, by this run's own full passes; "
+            f"its x allows {estimate['bound_step']:.2f}x at most (hash3d compare measures)"
         )
     if metrics["quality"]:
         quality = metrics["quality"]

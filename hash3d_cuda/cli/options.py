@@ -23,6 +23,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("what and with which prior")
     text.add_argument("--prior", metavar="DIR_OR_HUB_ID", help="diffusers weights instead of the shipped prior")
     text.add_argument(
+        "--encoder", metavar="DIR", help="a light encoder (TAESD, diffusers' AutoencoderTiny) instead of --prior's own"
+    )
+    text.add_argument(
         "--elevation", type=float, metavar="DEG", help="where the picture was taken from (default: estimated)"
     )
     text.add_argument("--azimuth", type=float, metavar="DEG", help="likewise; 0 is the object's front")
@@ -46,6 +49,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free guidance (default 2)")
     run.add_argument("--seed", type=int, help="everything random follows from it (default 0)")
     run.add_argument("--device", help='"cpu" (default) or "cuda"')
+    run.add_argument(
+        "--compile",
+        metavar="PARTS",
+        help='parts under torch.compile, commas between: "scene" (voxels), "encoder", "unet"',
+    )
     cache = parser.add_argument_group("cache")
     cache.add_argument("--eta", type=float, help="probability of trying a retrieval, 0 to 1")
     cache.add_argument("--position", type=int, metavar="K", help="up-resnets that still run on a hit (default 2)")
@@ -55,6 +63,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         'elevation,azimuth,radius,timestep: "10,10,.1,10;30,30,.2,100"',
     )
     cache.add_argument("--memory-budget", metavar="BYTES", help='memory of the table, such as "256MiB" (default)')
+    cache.add_argument(
+        "--decide", choices=("host", "device"), help="device: on a GPU, in one CUDA graph per U-Net call (default host)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
     output.add_argument("--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)")
@@ -181,7 +192,7 @@ def load_subject(options: argparse.Namespace, device: str) -> tuple[Any, Any]:
     from hash3d_cuda.prior import load_prior
     from hash3d_cuda.prior.base import UnknownSubject
 
-    prior = load_prior(options.prior, device=device)
+    prior = load_prior(options.prior, device=device, encoder=options.encoder)
     try:
         return prior, prior.resolve(content, elevation=options.elevation, azimuth=options.azimuth)
     except UnknownSubject:

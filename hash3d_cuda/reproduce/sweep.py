@@ -18,7 +18,7 @@ from hash3d_cuda.prior.ground_truth import EVALUATION_POSES, example_inputs
 from hash3d_cuda.reproduce.ablations import variant
 from hash3d_cuda.reproduce.base import Context
 from hash3d_cuda.reproduce.quality import scores
-from hash3d_cuda.sds.metrics import cache_metrics, known_truth, time_metrics
+from hash3d_cuda.sds.metrics import cache_metrics, known_truth, same_work, time_metrics
 from hash3d_cuda.sds.outputs import render_views, tile, to_picture
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
@@ -92,7 +92,7 @@ def take_turns(runs: Sequence[SdsRun]) -> None:
         for run in runs if step % 2 == 0 else reversed(runs):
             run.train_step()
     for run in runs:
-        run.time.collect(wait=True)
+        run.settle()
 
 
 @torch.no_grad()
@@ -124,7 +124,7 @@ def timing(run: SdsRun, baseline: SdsRun) -> dict[str, Any]:
     share = before["split_s"]["unet_full"] / before["total_s"]
     r, x = own["hit_cost_r"], served["x"]
     unet, unet_before = (one["split_s"]["unet_full"] + one["split_s"]["unet_hit"] for one in (own, before))
-    same, same_before = (one["split_s"]["render"] + one["split_s"]["backward"] for one in (own, before))
+    same, same_before = (same_work(one["split_s"]) for one in (own, before))
     return {
         "seconds": own["total_s"],
         "table_seconds": own["split_s"]["table"],

@@ -15,6 +15,7 @@ from hash3d_cuda.checks import fail
 from hash3d_cuda.keys import Grid
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.sds.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from hash3d_cuda.sds.compiled import OPTIONS, check_compiler, compiled
 from hash3d_cuda.sds.finite import LossWatch
 from hash3d_cuda.sds.guidance import Guidance, Refinement, resized
 from hash3d_cuda.sds.sampler import StepViews, ViewSampler
@@ -61,6 +62,7 @@ class SdsRun:
         self._picture = [None if v is None else resized(v.to(self.device)[None], self.size)[0] for v in pictures]
         self.generator = torch.Generator(device=self.device)
         self.log = StepLog()
+        self.log.late = settings.decide == "device"
         self.time = TimeSplit(self.device, self.log)
         self.watch = LossWatch(self.device)
         asked = [(prior, subject)] + ([second] if second is not None and settings.second_weight else [])
@@ -71,6 +73,7 @@ class SdsRun:
         if len(asked) > 1:
             cache = self.caches[-1] if self.caches else None
             self.second = Guidance(*asked[1], cache, settings.second_guidance_scale, settings.weighting)
+        self._compile()
         self.optimizer = self._make_optimizer()
         self.step = 0
         self.served = dict.fromkeys(COUNTS, 0)
@@ -88,6 +91,18 @@ class SdsRun:
         for cache in self.caches:
             cache.remove()
 
+    def _compile(self) -> None:
+        """What the steps call: the scene's rendering (of latents themselves, where it holds some), encoders, U-Nets."""
+        wanted = self.settings.compile
+        if wanted:
+            check_compiler(self.device.type)
+        drawn = self.scene.scene if self.settings.latent else self.scene
+        self._draw = compiled("scene", wanted, drawn.render)
+        for guidance, _ in self.terms():
+            guidance.encode = compiled("encoder", wanted, guidance.encode)
+            if guidance.cache is None:  # a cache compiles the parts of the U-Net that it runs
+                guidance.unet = compiled("unet", wanted, guidance.unet)
+
     def train_step(self) -> Tensor:
         """Render, ask the prior, pull the scene; returns the loss, a scalar on the scene's device."""
         views = self.sampler.views(self.step)
@@ -97,8 +112,8 @@ class SdsRun:
             terms = self.terms()
             with self.time.measure("render"):
                 images, alpha = self._render(views)
-                rendered = images[: len(views.azimuth)]
-                seen = [rendered if self.settings.latent else guidance.see(rendered) for guidance, _ in terms]
+            rendered = images[: len(views.azimuth)]
+            seen = self._see(rendered, [guidance for guidance, _ in terms])
             with self.time.measure("unet"):
                 targets = [
                     guidance.target(latents.detach(), views, self.generator)
@@ -113,6 +128,7 @@ class SdsRun:
                 self.watch.check(loss, self.step)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+            with self.time.measure("optimizer"):
                 self.optimizer.step()
                 if self.scene.on_step(self.step, self.settings.steps):
                     self.optimizer = self._make_optimizer()
@@ -120,15 +136,34 @@ class SdsRun:
         self.step += 1
         return loss.detach()
 
+    def _see(self, rendered: Tensor, asked: Sequence[Guidance]) -> list[Tensor]:
+        """What each guidance looks at, from images float [B,3,R,R]; one prior that is asked twice encodes once."""
+        if self.settings.latent:
+            return [rendered for _ in asked]
+        seen: dict[tuple[int, type], Tensor] = {}
+        keys = [(id(guidance.prior), type(guidance)) for guidance in asked]
+        for key, guidance in zip(keys, asked, strict=True):
+            guidance.time = self.time
+            if key not in seen:
+                seen[key] = guidance.see(rendered)
+        return [seen[key] for key in keys]
+
     def terms(self) -> list[tuple[Guidance, float]]:
         """Who is asked, and with what weight."""
         first = [(self.guidance, self.settings.sds_weight)]
         return first if self.second is None else [*first, (self.second, self.settings.second_weight)]
 
+    def settle(self) -> None:
+        """Waits for the device, so that times and counts are those of all steps so far."""
+        self.time.collect(wait=True)
+        if self.settings.decide == "device" and self.caches and self.log.rows:
+            stats = [cache.stats() for cache in self.caches]
+            self._file({name: sum(getattr(one, name) for one in stats) for name in COUNTS}, len(self.log.rows) - 1)
+
     def save(self, folder: Path, with_cache: bool = True) -> None:
         """Writes everything that :meth:`restore` needs; raises OSError."""
         optimizer, groups = pack_optimizer(self.optimizer)
-        self.time.collect(wait=True)
+        self.settle()
         tensors = {f"scene.{name}": value for name, value in self.scene.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
         tensors["log"] = torch.from_numpy(self.log.array())
@@ -157,18 +192,17 @@ class SdsRun:
             poses = [[*values, own] for values, own in zip(poses, self._own_pose(), strict=True)]
         elevation, azimuth, radius = (torch.tensor(p).to(self.device, non_blocking=True) for p in poses)
         if self.settings.latent:
-            from hash3d_cuda.sds.stages import render_latents
-
-            return render_latents(self.scene, [elevation, azimuth, radius], self.prior.latent_shape[1])
+            latents = self._draw(elevation, azimuth, radius, self.prior.latent_shape[1])
+            return latents.image, latents.alpha
         shading, light = self.sampler.shading(self.step, views)
         if shading is None or light is None:
-            result = self.scene.render(elevation, azimuth, radius, self.size)
+            result = self._draw(elevation, azimuth, radius, self.size)
             return result.image, result.alpha
         ways = torch.tensor(light, dtype=torch.float32).to(self.device, non_blocking=True)
         count = len(light)
-        result = self.scene.render(elevation[:count], azimuth[:count], radius[:count], self.size, shading, ways)
+        result = self._draw(elevation[:count], azimuth[:count], radius[:count], self.size, shading, ways)
         if count < len(elevation):  # the picture's own view keeps its colours
-            own = self.scene.render(elevation[count:], azimuth[count:], radius[count:], self.size)
+            own = self._draw(elevation[count:], azimuth[count:], radius[count:], self.size)
             return torch.cat([result.image, own.image]), torch.cat([result.alpha, own.alpha])
         return result.image, result.alpha
 
@@ -198,18 +232,22 @@ class SdsRun:
 
     def _count(self, row: int, items: int) -> None:
         """Files what the cache did in this step; its counters are host integers."""
-        before = dict(self.served)
         if self.cache is None:
-            self.served["bypasses"] += items
+            self._file({**self.served, "bypasses": self.served["bypasses"] + items}, row)
         else:
             served = [cache.served() for cache in self.caches]
-            self.served = {name: sum(counts[name] for counts in served) for name in COUNTS}
-        for name in COUNTS:
-            self.log.add(row, name, self.served[name] - before[name])
+            self._file({name: sum(counts[name] for counts in served) for name in COUNTS}, row)
+        if self.settings.decide == "device":
+            return  # its look-ups are nodes of a graph, and nothing that a host could time
         for table in (table for cache in self.caches for table in cache.tables):
             if not any(table is known for known in self._watched):
                 self._watched.append(table)
                 self.time.watch_table(table)
+
+    def _file(self, served: dict[str, int], row: int) -> None:
+        for name in COUNTS:
+            self.log.add(row, name, served[name] - self.served[name])
+        self.served = served
 
     def _require_same(self, about: dict[str, Any], folder: Path) -> None:
         before = GenerateSettings.from_dict({**about["settings"], "device": self.settings.device})
@@ -232,6 +270,7 @@ def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1) 
         memory_budget=settings.memory_budget, capacity=settings.capacity, seed=settings.seed, mode=settings.mode,
         match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
         num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_conditions=conditions,
+        decide=settings.decide, compile=dict(OPTIONS) if "unet" in settings.compile else False,
     )  # fmt: skip
     return apply_hash3d(prior.unet, config)
 
