@@ -18,8 +18,9 @@ LARGEST_GRID = 512  # voxels per side, the most that make_scene takes
 GRIDS = {"voxels": (4, LARGEST_GRID), "mesh": (8, 256)}  # corners per side
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options whose defaults are the settings' own, so that --resume can tell what was given."""
+def add_run_options(parser: argparse.ArgumentParser, outputs: bool = True) -> None:
+    """Options whose defaults are the settings' own, so that --resume can tell what was given; without ``outputs``,
+    those of what one run writes are left out."""
     text = parser.add_argument_group("what and with which prior")
     text.add_argument("--prior", metavar="DIR_OR_HUB_ID", help="diffusers weights instead of the shipped prior")
     text.add_argument(
@@ -30,6 +31,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     text.add_argument("--azimuth", type=float, metavar="DEG", help="likewise; 0 is the object's front")
     run = parser.add_argument_group("score distillation")
+    run.add_argument("--settings", metavar="FILE", help="settings in TOML (hash3d tune writes them); options go first")
     run.add_argument("--steps", type=int, help="iterations (default 400)")
     run.add_argument(
         "--views-per-step",
@@ -67,21 +69,30 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--decide", choices=("host", "device"), help="device: on a GPU, in one CUDA graph per U-Net call (default host)"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
-    output.add_argument("--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)")
-    output.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="between checkpoints (default 100)")
+    if outputs:
+        output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
+        output.add_argument("--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)")
+        output.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="between checkpoints (default 100)")
     output.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
 
 def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
-    """The settings that the command line names, over ``defaults``; grids parsed."""
+    """The settings that the command line names, over those in its --settings file, over ``defaults``; grids parsed."""
     from hash3d_cuda.sds.settings import GenerateSettings, parse_grids
 
     names = {field.name for field in fields(GenerateSettings)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if "grids" in given:
         given["grids"] = usage(parse_grids, given["grids"])
-    return {**defaults, **given}
+    if options.settings is None:
+        return {**defaults, **given}
+    from hash3d_cuda.sds.settings_file import read_settings
+
+    kept = usage(read_settings, options.settings)
+    for one, other in (("capacity", "memory_budget"), ("memory_budget", "capacity")):
+        if one in given:  # the two exclude one another, and the command line goes first
+            kept.pop(other, None)
+    return {**defaults, **kept, **given}
 
 
 def run_settings(make: Any, *args: Any, **kwargs: Any) -> Any:

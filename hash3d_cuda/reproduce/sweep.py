@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -86,11 +86,13 @@ def with_own_hooks(prior: Prior) -> Prior:
     return own
 
 
-def take_turns(runs: Sequence[SdsRun]) -> None:
-    """All steps of all runs, one step each in turn; who begins changes each time."""
+def take_turns(runs: Sequence[SdsRun], on_step: Callable[[], None] | None = None) -> None:
+    """All steps of all runs, one step each in turn; who begins changes each time. ``on_step`` is called after each."""
     for step in range(runs[0].settings.steps):
         for run in runs if step % 2 == 0 else reversed(runs):
             run.train_step()
+            if on_step is not None:
+                on_step()
     for run in runs:
         run.settle()
 
