@@ -21,6 +21,7 @@ from hash3d_cuda.sds.settings_file import read_settings
 from hash3d_cuda.tune import Request, make_space, report, tune
 from hash3d_cuda.tune.measure import Measure, make_measure
 from hash3d_cuda.tune.race import TuneContext, evaluation_views, race
+from hash3d_cuda.tune.room import fitted
 from hash3d_cuda.tune.rounds import Outcome, choose, make_plan, ranked
 from hash3d_cuda.tune.screen import Prediction, calibrate, predict, spread
 from hash3d_cuda.tune.space import FIELDS, SPACE, as_settings, candidates, label
@@ -184,7 +185,7 @@ def test_a_race_is_the_runs_alone(tmp_path):
     steps = []
     where = context(tmp_path, on_step=lambda: steps.append(1))
     told = {"often": {"eta": 1.0, "grids": WIDE}}
-    found = race(where, "cactus", "name", 5, [one.as_dict() for one in stages], False, told, [])["runs"]
+    found = race(where, "cactus", "name", 5, [one.as_dict() for one in stages], False, told, [], {})["runs"]
     assert len(steps) == 2 * 6 and list(found) == ["none", "often"]
     assert found["none"]["quality"]["agreement"] == 100.0 and found["none"]["speed_up"] == 1.0
     assert found["none"]["x"] == 0 < found["often"]["x"] and found["often"]["bound_step"] > 1
@@ -202,13 +203,29 @@ def test_a_race_is_the_runs_alone(tmp_path):
     assert found["often"]["quality"]["psnr"] == pytest.approx(wanted["psnr"], abs=1e-6)
 
 
+def test_no_table_is_larger_than_its_run_can_fill():
+    table = COSTS["table"]["2"]
+    assert fitted(BASE, {"2": table}) == {"capacity": 24, "memory_budget": None}
+    assert fitted(replace(BASE, second_weight=1.0), {"2": table})["capacity"] == 48
+    small = replace(BASE, memory_budget=None, capacity=6)
+    assert (
+        fitted(small, {"2": table})["capacity"]
+        == 6
+        == fitted(replace(small, second_weight=1.0), {"2": table})["capacity"]
+    )
+    assert fitted(replace(BASE, objective="refine", denoise_stride=100), {"2": table})["capacity"] == 20
+    for changes in ({"cache": False}, {"mode": "noise"}, {"position": 1}):
+        assert fitted(replace(BASE, **changes), {"2": table}) == {}
+    assert replace(BASE, **fitted(BASE, {"2": table})).capacity == 24
+
+
 # The whole search, on a race whose outcome is known
 
 
 LOSSES = {1: 0.6, 2: 0.15, 3: 0.05, 4: 0.0}  # by position; a seed adds or takes a little
 
 
-def known_race(context, subject, kind, seed, stages, two_priors, variants, measures):
+def known_race(context, subject, kind, seed, stages, two_priors, variants, measures, tables):
     """A unit's function: fast at small positions, and lossy there."""
     with (context.out / "races").open("a") as file:
         file.write(json.dumps([subject, seed, list(variants)]) + "\n")

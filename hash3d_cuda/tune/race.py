@@ -22,6 +22,7 @@ from hash3d_cuda.sds.metrics import cache_metrics, image_quality, known_truth, s
 from hash3d_cuda.sds.outputs import render_views
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
+from hash3d_cuda.tune.room import fitted
 from hash3d_cuda.tune.space import as_settings
 
 Stages = Sequence[Mapping[str, Any]]
@@ -62,6 +63,7 @@ def race(
     two_priors: bool,
     variants: Mapping[str, Mapping[str, Any]],
     measures: Sequence[str],
+    tables: Mapping[str, Any],
 ) -> dict[str, Any]:
     """``{"runs": {label: figures}}``; see :func:`figures`. The first run, ``"none"``, is without a cache.
 
@@ -74,6 +76,7 @@ def race(
         two_priors: the stages ask a name beside the picture; the prior must take both.
         variants: changes by field, by label.
         measures: scores beyond PSNR and SSIM that are wanted.
+        tables: as for :func:`hash3d_cuda.tune.room.fitted`.
     """
     prior = context.prior
     asked = find_subject(prior, subject, kind)
@@ -88,7 +91,9 @@ def race(
                 prior = priors[name]
                 second = (prior, prior.resolve(asked.name)) if two_priors else None
                 previous = runs[name][-1].scene if runs[name] else None
-                run = SdsRun(prior, asked, replace(settings, **changes), previous=previous, second=second)
+                changed = replace(settings, **changes)
+                changed = replace(changed, **fitted(changed, tables))
+                run = SdsRun(prior, asked, changed, previous=previous, second=second)
                 runs[name].append(stack.enter_context(run))
             take_turns([own[-1] for own in runs.values()], context.on_step)
             for name, own in runs.items():

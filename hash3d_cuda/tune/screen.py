@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from hash3d_cuda.bounds import step_bound
 from hash3d_cuda.options import BudgetTooSmall, TableOptions
 from hash3d_cuda.plan.ranges import settings_keys
@@ -19,6 +17,7 @@ from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
 from hash3d_cuda.sds.timing import StepLog
 from hash3d_cuda.tune.race import Stages, TuneContext, find_subject
+from hash3d_cuda.tune.room import INDEXING, slots_of
 from hash3d_cuda.tune.space import Changes, as_settings
 
 STEPS = 4  # of each measurement; the first one, which warms up, does not count
@@ -102,15 +101,8 @@ def simulated(prior: Any, settings: GenerateSettings, table: Mapping[str, Any], 
     """x of one stage; 0 where the views are not drawn at random."""
     if settings.objective != "sds":
         return 0.0
-    names = ("grids", "num_buckets", "queue_length", "match")
-    indexing: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    room = {"capacity": settings.capacity, "memory_budget": settings.memory_budget}
-    options = TableOptions.build(
-        tuple(table["feature"]), tuple(table["latent"]), **indexing, weighting=settings.aggregation,
-        similarity_decay=0.9, initial_similarity=1.0, min_similarity=None, azimuth_period=360.0,
-        feature_dtype=getattr(torch, table["dtype"]), device="cpu", **room,
-    )  # fmt: skip
-    slots = min(options.resolve_capacity(), settings.steps * settings.views_per_step)
+    indexing: dict[str, Any] = {name: getattr(settings, name) for name in INDEXING}
+    slots = slots_of(settings, table)
     key = (settings.eta, slots, settings.seed, settings.steps, settings.schedule, settings.t_high, *indexing.values())
     if key not in known:
         ranges = prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod)

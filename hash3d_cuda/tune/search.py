@@ -63,6 +63,7 @@ class Search:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
     done: int = 0  # units
+    tables: dict[str, Any] = field(default_factory=dict)  # by position, see hash3d_cuda.tune.room
     left: int = 0  # SDS steps of the rounds after this one
     ended: str = FULL
     _seconds: list[float] = field(default_factory=list)  # of a run, by unit
@@ -107,6 +108,7 @@ class Search:
             f"round {number + 1}, {subject}, seed {seed}, {len(names)} settings", race,
             subject=subject, kind=kind, seed=seed, stages=list(self.request.stages),
             two_priors=self.request.two_priors, variants=settings, measures=self.extra_measures,
+            tables=self.tables,
         )  # fmt: skip
         self.done += 1
         baseline = result["runs"][BASELINE]
@@ -168,6 +170,7 @@ def tune(context: TuneContext, request: Request, told: Told = lambda key, steps,
     costs = search.unit(
         "costs", calibrate, subject=subject, kind=kind, settings=dict(request.stages[0]), positions=positions
     )
+    search.tables = costs["table"]
     predictions = predict(prior, request.stages, context.seed, costs, combinations)
     promising = spread(predictions, request.space, len(predictions))
     if not promising:
