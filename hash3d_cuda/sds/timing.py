@@ -1,8 +1,8 @@
 """Where the seconds of a run go, measured without ever making the host wait for the device.
 
-On the CPU a part is timed with ``perf_counter``. On CUDA a pair of events brackets it and is read once the
-device has passed it, so the figures arrive a few steps late and nothing synchronises inside the loop. A part
-inside another one counts for itself alone, so the parts never overlap.
+On the CPU a part is timed with ``perf_counter``, or with another clock that is given. On CUDA a pair of events brackets
+it and is read once the device has passed it, so the figures arrive a few steps late and nothing synchronises inside the
+loop. A part inside another one counts for itself alone, so the parts never overlap.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,12 @@ class TimeSplit:
     Args:
         device: where the measured work runs.
         log: where the figures go.
+        clock: seconds on the host; None is ``time.perf_counter``. ``time.process_time`` leaves out what other processes
+            of a busy machine take, which is right for a process of one thread.
     """
 
-    def __init__(self, device: torch.device, log: StepLog):
-        self.cuda, self.log = device.type == "cuda", log
+    def __init__(self, device: torch.device, log: StepLog, clock: Callable[[], float] | None = None):
+        self.cuda, self.log, self.clock = device.type == "cuda", log, clock or time.perf_counter
         self.row = -1
         self._open: list[tuple[str, Any]] = []  # parts that have begun, the innermost last
         self._pending: deque[tuple[int, str, str | None, Any, Any]] = deque()
@@ -73,9 +75,9 @@ class TimeSplit:
         """Brackets one step; yields its row in the log."""
         self.row = self.log.start_row()
         self._open.clear()  # what an error left
-        start = time.perf_counter()
+        start = self.clock()
         yield self.row
-        self.log.add(self.row, "wall", time.perf_counter() - start)
+        self.log.add(self.row, "wall", self.clock() - start)
         self.collect()
 
     @contextlib.contextmanager
@@ -103,7 +105,7 @@ class TimeSplit:
     def collect(self, wait: bool = False) -> None:
         """Reads the events that the device has passed; all of them with ``wait``, which synchronises. The time of that
         is part of the step in progress: the device is still at it."""
-        start = time.perf_counter()
+        start = self.clock()
         waited = False
         while self._pending and (wait or self._pending[0][4].query()):
             row, part, around, begin, end = self._pending.popleft()
@@ -112,7 +114,7 @@ class TimeSplit:
                 waited = True
             self._file(row, part, around, begin.elapsed_time(end) / 1000)
         if waited:
-            self.log.add(self.row, "wall", time.perf_counter() - start)
+            self.log.add(self.row, "wall", self.clock() - start)
 
     def watch_gradient(self, inner: Tensor, outer: Tensor, part: str) -> None:
         """Counts for ``part`` what the backward pass does between the gradients of ``outer``, which is made from
@@ -123,7 +125,7 @@ class TimeSplit:
 
     def _now(self) -> Any:
         if not self.cuda:
-            return time.perf_counter()
+            return self.clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

@@ -93,7 +93,7 @@ def race(
                 previous = runs[name][-1].scene if runs[name] else None
                 changed = replace(settings, **changes)
                 changed = replace(changed, **fitted(changed, tables))
-                run = SdsRun(prior, asked, changed, previous=previous, second=second)
+                run = SdsRun(prior, asked, changed, previous=previous, second=second, clock=context.clock)
                 runs[name].append(stack.enter_context(run))
             take_turns([own[-1] for own in runs.values()], context.on_step)
             for name, own in runs.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,13 +46,13 @@ def calibrate(
     """
     prior, asked = context.prior, find_subject(context.prior, subject, kind)
     base = replace(GenerateSettings.from_dict(settings), device=context.device, second_weight=0.0, objective="sds")
-    plain, _ = measure(prior, asked, replace(base, cache=False))
+    plain, _ = measure(prior, asked, replace(base, cache=False), context.clock)
     # One cell for everything: after the first step all views hit.
     always = dict(eta=1.0, grids=(EVERYWHERE,), match="bucket", num_buckets=1, min_similarity=None, mode="feature")
     room = dict(capacity=2 * base.views_per_step, memory_budget=None, decide="host", cache=True)
     found: dict[str, Any] = {"share": plain["split_s"]["unet_full"] / plain["total_s"], "r": {}, "table": {}}
     for position in positions:
-        timed, options = measure(prior, asked, replace(base, position=position, **always, **room))
+        timed, options = measure(prior, asked, replace(base, position=position, **always, **room), context.clock)
         assert options is not None
         found["r"][str(position)] = timed["unet_hit_per_view_s"] / plain["unet_full_per_view_s"]
         found["table"][str(position)] = {
@@ -62,9 +62,11 @@ def calibrate(
     return found
 
 
-def measure(prior: Any, subject: Any, settings: GenerateSettings) -> tuple[dict[str, Any], TableOptions | None]:
+def measure(
+    prior: Any, subject: Any, settings: GenerateSettings, clock: Callable[[], float]
+) -> tuple[dict[str, Any], TableOptions | None]:
     """Times of a few steps after the first, and what the table is like."""
-    with SdsRun(with_own_hooks(prior), subject, settings) as run:
+    with SdsRun(with_own_hooks(prior), subject, settings, clock=clock) as run:
         for _ in range(STEPS):
             run.train_step()
         run.settle()
