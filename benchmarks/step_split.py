@@ -8,6 +8,7 @@ at small latents; and the shipped prior. All runs of a table take turns step by 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -65,7 +66,7 @@ def split_rows(runs: Mapping[str, tuple[Any, GenerateSettings]], pairs: Mapping[
         for name, (prior, settings) in runs.items():
             own = with_own_hooks(prior)
             subject = own.resolve("teddy bear")
-            running[name] = stack.enter_context(SdsRun(own, subject, settings))
+            running[name] = stack.enter_context(SdsRun(own, subject, settings, clock=time.process_time))
         take_turns(list(running.values()))
         logs = {name: StepLog(run.log.array()[1:]) for name, run in running.items()}
         return [row(name, logs, pairs) for name in running]
@@ -114,14 +115,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the tables there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    shipped = GenerateSettings(steps=3 * options.steps, views_per_step=2, **ALWAYS)
+    shipped = GenerateSettings(steps=4 * options.steps, views_per_step=2, **ALWAYS)
     tables = {
         "The shipped prior, 2 views a step": with_and_without({"shipped prior": (load_prior(), shipped)}),
         f"SD 1.5's U-Net, random weights, {options.side}x{options.side} latents, 1 view a step": sd_runs(
             options.side, options.steps
         ),
     }
-    lines = ["Milliseconds a step on one thread; `encode` is the encoder forward and backward.", ""]
+    lines = ["Milliseconds of the processor a step, one thread; `encode` is the encoder forward and backward.", ""]
     lines += [f"eta {ETA}, one cell for everything, k = 2. {machine()}.", ""]
     for title, (runs, pairs) in tables.items():
         lines += [f"## {title}", "", *table_lines(split_rows(runs, pairs)), ""]

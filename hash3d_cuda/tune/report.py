@@ -154,7 +154,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"{plan['confirming']} more rounds on fresh objects or seeds judge them.",
         f"- The U-Net is {costs['share']:.0%} of a step without a cache here; a hit's cost by position: {hits}.",
         f"- Objects: {', '.join(content['subjects'])}; first seed {content['seed']}; {content['prior']}.",
-        f"- {content['machine']}; {content['date']}.", "", "```text", content["command"], "```", "",
+        f"- {content['machine']}; seconds are {content['seconds']}; {content['date']}.", "",
+        "```text", content["command"], "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

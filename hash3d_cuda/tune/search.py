@@ -208,6 +208,7 @@ def summary(search: Search, plan: Plan, costs: Mapping[str, Any], tried: int, pr
         "steps": list(steps_of(request.stages)),
         "subjects": [subject for subject, _ in request.subjects],
         "seed": search.context.seed,
+        "seconds": "processor time of one thread" if search.context.device == "cpu" else "wall clock",
         "space": {name: list(values) for name, values in request.space.items()},
         "combinations": tried,
         "promising": promising,
