@@ -82,8 +82,8 @@ def row(name: str, logs: Mapping[str, StepLog], pairs: Mapping[str, str]) -> dic
     found["U-Net's share without cache"] = f"{share:.0%}"
     if name in pairs:
         served = {kind: int(logs[name].column(kind).sum()) for kind in ("hits", "misses", "bypasses")}
-        x, r = cache_metrics(served)["x"], times["hit_cost_r"]
-        found |= {"x": x, "speed-up": before["total_s"] / times["total_s"]}
+        x, r = cache_metrics(served)["x"], times["unet_hit_per_view_s"] / before["unet_full_per_view_s"]
+        found |= {"x": x, "r": r, "speed-up": before["total_s"] / times["total_s"]}
         found |= {"bound": step_bound(x, r, share), "bound at x = 1": step_bound(1.0, r, share)}
     return found
 
