@@ -16,7 +16,7 @@ from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
 from hash3d_cuda.tune import make_space
 from hash3d_cuda.tune.measure import Measure, make_measure
-from hash3d_cuda.tune.race import evaluation_views, race
+from hash3d_cuda.tune.race import evaluation_views, perceptual, race
 from hash3d_cuda.tune.room import fitted
 from hash3d_cuda.tune.rounds import Outcome, choose, make_plan, ranked
 from hash3d_cuda.tune.screen import Prediction, calibrate, predict, spread
@@ -157,6 +157,19 @@ def test_losses():
         Measure("clip", 0.1).loss(run, plain)
     assert make_measure(None, None, truth=True) == Measure("psnr", 0.2)
     assert make_measure(None, None, truth=False) == Measure("agreement", 25.0)
+
+
+def test_a_perceptual_score_is_measured_when_it_is_asked_for():
+    from hash3d_cuda.perceptual import available
+
+    name = "ST-LPIPS (Alex)"
+    if available()[name] is not None:
+        pytest.skip(f"{name}: {available()[name]}")
+    subject = tiny_prior().resolve("chicken")
+    truth = known_truth(subject, 64)
+    assert perceptual(truth, truth, subject, [name]) == {name: pytest.approx(0.0, abs=1e-6)}
+    assert perceptual(truth.flip(0), truth, subject, [name])[name] > 0.01
+    assert perceptual(truth, None, subject, [name]) == {} == perceptual(truth, truth, subject, [])
 
 
 def test_a_race_is_the_runs_alone(tmp_path):

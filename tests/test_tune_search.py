@@ -211,3 +211,5 @@ def test_without_a_truth_it_is_the_agreement(tiny, tmp_path, monkeypatch, capsys
     assert "PSNR against the views of the run without the cache at least 29.2 dB" in capsys.readouterr().out
     assert json.loads((tmp_path / "tune.json").read_text())["measure"] == "agreement"
     assert main([*command, "--measure", "psnr"]) == 2
+    assert main([*command, "--measure", "beauty"]) == 2
+    assert "--measure beauty: expected psnr, ssim, agreement, or one of LPIPS" in capsys.readouterr().err

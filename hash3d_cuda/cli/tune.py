@@ -192,6 +192,7 @@ def make_context(options: argparse.Namespace, subjects: list[tuple[str, str]], s
 
 def find_measure(options: argparse.Namespace, context: Any, subjects: list[tuple[str, str]]) -> Any:
     """The measure that is asked for, or the one that these subjects allow."""
+    from hash3d_cuda.perceptual import DISTANCES
     from hash3d_cuda.sds.metrics import known_truth
     from hash3d_cuda.tune.measure import make_measure
     from hash3d_cuda.tune.race import find_subject
@@ -200,12 +201,28 @@ def find_measure(options: argparse.Namespace, context: Any, subjects: list[tuple
     asked = [find_subject(prior, subject, kind) for subject, kind in subjects]
     truth = all(known_truth(one, prior.image_size) is not None for one in asked)
     name = options.measure or ("agreement" if options.min_agreement is not None else None)
-    if name in ("psnr", "ssim") and not truth:
+    if name in ("psnr", "ssim", *DISTANCES) and not truth:
         raise UsageError(f"--measure {name}: the true views of some subject are not known; give --measure agreement")
+    check_score(name)
     measure = usage(make_measure, name, options.max_loss if name != "agreement" else options.min_agreement, truth)
     if measure.name == "agreement" and options.max_loss is not None:
         raise UsageError("--max-loss: no true views to lose against; give --min-agreement")
     return measure
+
+
+def check_score(name: str | None) -> None:
+    """Refuses a score that there is not, before any run."""
+    from hash3d_cuda.perceptual import available
+    from hash3d_cuda.tune.measure import BOUNDS
+
+    if name is None or name in BOUNDS:
+        return
+    missing = available()
+    known = missing.get(
+        name.removesuffix(", prompt"), "expected psnr, ssim, agreement, or one of " + ", ".join(missing)
+    )
+    if known is not None:
+        raise UsageError(f"--measure {name}: {known}")
 
 
 class StepBar:

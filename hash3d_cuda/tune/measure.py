@@ -14,7 +14,6 @@ BOUNDS = {"psnr": 0.2, "ssim": 0.01, AGREEMENT: 25.0}
 """Defaults: dB that may be lost, SSIM that may be lost, and dB of agreement that must be kept."""
 OTHER_BOUND = 0.01
 UNITS = {"psnr": "dB of PSNR", "ssim": "SSIM", AGREEMENT: "dB of agreement"}
-SMALLER_IS_BETTER = ("LPIPS", "ST-LPIPS")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,9 @@ class Measure:
         if self.name == AGREEMENT:
             return self.bound - value
         change = float(baseline["quality"][self.name]) - value
-        return -change if self.name.startswith(SMALLER_IS_BETTER) else change
+        from hash3d_cuda.perceptual import DISTANCES
+
+        return -change if self.name in DISTANCES else change
 
 
 def make_measure(name: str | None, bound: float | None, truth: bool) -> Measure:

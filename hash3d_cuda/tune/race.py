@@ -16,7 +16,7 @@ from hash3d_cuda.bounds import step_bound
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.prior.ground_truth import EVALUATION_POSES
 from hash3d_cuda.reproduce import base
-from hash3d_cuda.reproduce.quality import scores
+from hash3d_cuda.reproduce.quality import perceptual_scores
 from hash3d_cuda.reproduce.sweep import BASELINE, EVERY, resolve, take_turns, with_own_hooks
 from hash3d_cuda.sds.metrics import cache_metrics, image_quality, known_truth, same_work, time_metrics
 from hash3d_cuda.sds.outputs import render_views
@@ -128,10 +128,8 @@ def figures(runs: Runs, views: Mapping[str, Tensor], name: str, measures: Sequen
     own, before = spent(runs[name]), spent(runs[BASELINE])
     last = runs[name][-1]
     truth = known_truth(last.subject, last.prior.image_size)
-    if measures:
-        quality = scores(views[name], truth, last.subject, EVERY)
-    else:
-        quality = {} if truth is None else image_quality(views[name], truth)
+    quality: dict[str, Any] = {} if truth is None else image_quality(views[name], truth)
+    quality |= perceptual(views[name], truth, last.subject, measures)
     quality = {key: value for key, value in quality.items() if isinstance(value, float)}
     quality["agreement"] = min(image_quality(views[name], views[BASELINE])["psnr"], 100.0)
     served = cache_metrics({key: sum(run.served[key] for run in runs[name]) for key in last.served})
@@ -147,6 +145,21 @@ def figures(runs: Runs, views: Mapping[str, Tensor], name: str, measures: Sequen
         "bound_step": 1.0 if own["r"] is None else step_bound(served["x"], own["r"], share),
         "drift": before["same"] / own["same"],
     }
+
+
+def perceptual(views: Tensor, truth: Tensor | None, subject: Subject, names: Sequence[str]) -> dict[str, float]:
+    """Scores of :mod:`hash3d_cuda.perceptual` by name, of every fourth view; those that are not to be had are left
+    out."""
+    from hash3d_cuda.perceptual import DISTANCES, image_scores
+
+    if not names:
+        return {}
+    some, true = views[::EVERY], None if truth is None else truth[::EVERY]
+    wanted = [name for name in names if name in DISTANCES]
+    found = image_scores(some, true, wanted) if wanted and true is not None else {}
+    if len(wanted) < len(names):
+        found |= perceptual_scores(some, true, subject)
+    return {name: found[name] for name in names if name in found}
 
 
 def spent(runs: Sequence[SdsRun]) -> dict[str, Any]:
