@@ -97,8 +97,8 @@ def race(
                 runs[name].append(stack.enter_context(run))
             take_turns([own[-1] for own in runs.values()], context.on_step)
             for name, own in runs.items():
-                tables = [table for cache in own[-1].caches for table in cache.tables]
-                table_bytes[name] = max(sum(table.nbytes for table in tables), table_bytes.get(name, 0))
+                held = sum(table.nbytes for cache in own[-1].caches for table in cache.tables)
+                table_bytes[name] = max(held, table_bytes.get(name, 0))
     views = {name: evaluation_views(own[-1]) for name, own in runs.items()}
     found = {name: figures(runs, views, name, measures) for name in runs}
     return {"runs": {name: {**one, "table_bytes": table_bytes[name]} for name, one in found.items()}}
