@@ -19,7 +19,9 @@ ROOT = DOCS.parent
 SECTIONS = {
     "Start": ["index", "concepts", "decide", "generate", "hook", "table", "scaling"],
     "In other code": ["adapters", "integrations", "threestudio", "dreamgaussian", "gaussiandreamer", "pipelines"],
-    "What to expect": ["plan", "recipes", "reuse", "limits", "quality", "metrics", "benchmarks", "reproduce", "claims"],
+    "What to expect": [
+        "plan", "tune", "recipes", "reuse", "limits", "quality", "metrics", "benchmarks", "reproduce", "claims",
+    ],
     "Reference": ["api", "api-table", "api-hook", "file-format"],
     "Project": ["development", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD-PARTY.md"],
 }

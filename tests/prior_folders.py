@@ -37,6 +37,19 @@ def write_vae(folder: Path, **overrides) -> None:
     AutoencoderKL(**{**config, **overrides}).save_pretrained(folder / "vae")
 
 
+def write_tiny_encoder(folder: Path, **overrides) -> Path:
+    """TAESD's class at the latents of :func:`write_vae`."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(3)
+    config = dict(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), latent_channels=4,
+    )  # fmt: skip
+    AutoencoderTiny(**{**config, **overrides}).save_pretrained(folder)
+    return folder
+
+
 def write_tokenizer(folder: Path) -> None:
     """CLIP's byte-pair tokenizer without merges: every character is a token."""
     where = folder / "tokenizer"

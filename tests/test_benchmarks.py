@@ -59,6 +59,20 @@ def test_lookup_equals_the_oracle(load):
     load("test_lookup").check_lookup(entries=200, keys=200)
 
 
+def test_the_steps_parts_add_up(load):
+    from hash3d_cuda.sds.settings import GenerateSettings
+
+    split, unet = load("step_split"), load("sd_unet").make_unet("cpu", **SMALL)
+    base = GenerateSettings(steps=5, views_per_step=1, scene_size=8, schedule="uniform", **split.ALWAYS)
+    runs, pairs = split.with_and_without({"tiny": (split.Encoded(unet, 4, "TAESD"), base)})
+    plain, cached = split.split_rows(runs, pairs)
+    for row in (plain, cached):
+        assert sum(row[part] for part in split.PARTS) == pytest.approx(row["ms a step"])
+        assert row["encode"] > 0 and row["U-Net's share without cache"] == plain["U-Net's share without cache"]
+    assert plain["unet_hit"] == 0 < cached["unet_hit"] and "x" not in plain and 0 < cached["x"] <= 1
+    assert 1 < cached["bound"] <= cached["bound at x = 1"]
+
+
 def test_bytes_of_a_query(load):
     """SD, float16: a feature of 5 MiB in and out, the query's latent and three others of 64 KiB."""
     axes = load("axes")

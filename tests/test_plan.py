@@ -208,6 +208,8 @@ def test_command_line(tmp_path, capsys):
     written = json.loads((tmp_path / "out" / "plan.json").read_text())["plans"][0]
     assert written["unet"] == "zero123" and written["steps"] == 200 and 0 < written["x"] < 0.5
     assert f"{written['hit_rate']:.1%}" in printed
+    assert written["encoder_gmacs_per_view"] == pytest.approx(122 / 4, abs=0.3), "TAESD's at 256 pixels"
+    assert "TAESD, forward and backward" in printed
     assert f"| hit rate | {written['hit_rate']:.1%} |" in (tmp_path / "out" / "plan.md").read_text()
     with Image.open(tmp_path / "out" / "plan.png") as picture:
         assert picture.width > 500

@@ -77,7 +77,8 @@ def test_metrics_add_up(tmp_path):
     assert metrics["history"]["step"][-1] == 12 and metrics["history"]["x"][-1] == pytest.approx(cache["x"], abs=1e-4)
     time = metrics["time"]
     assert sum(time["split_s"].values()) == pytest.approx(time["total_s"])
-    assert all(time["split_s"][name] > 0 for name in ("render", "unet_full", "unet_hit", "table", "backward"))
+    assert all(time["split_s"][name] > 0 for name in ("render", "unet_full", "unet_hit", "table", "backward", "encode"))
+    assert time["split_s"]["optimizer"] > 0 == time["split_s"]["decode"] and time["without_cache"]["unet_share"] > 0
     assert metrics["memory"]["table_bytes"] <= SMALL.memory_budget
     assert metrics["settings"] == json.loads(json.dumps(SMALL.as_dict())) and metrics["quality"] is None
     assert [p.step for p in seen] == list(range(1, 13)) and (seen[-1].hits, seen[-1].x) == (

@@ -44,7 +44,7 @@ again goes on: what is done is left alone. Started several times, on one machine
 or --ray, the processes share the jobs. Without --jobs, torchrun's processes share every step's views of one object.
 """
 
-REQUEST = ("subject", "prior", "elevation", "azimuth", "second_prior", "prompt")
+REQUEST = ("subject", "prior", "encoder", "elevation", "azimuth", "second_prior", "prompt")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -234,6 +234,11 @@ def summary(metrics: dict[str, Any], out: Path) -> str:
         lines.append(
             f"cache: {cache['hits']} hits, {cache['misses']} misses, {cache['bypasses']} bypasses; hit rate "
             f"{cache['hit_rate']:.1%}, x = {cache['x']:.1%} of all views"
+        )
+    if (estimate := time["without_cache"]) is not None:
+        lines.append(
+            f"step: about {estimate['speed_up']:.2f}x as fast as without the cache, by this run's own full passes; "
+            f"its x allows {estimate['bound_step']:.2f}x at most (hash3d compare measures)"
         )
     if metrics["quality"]:
         quality = metrics["quality"]

@@ -135,14 +135,14 @@ def check_job(options: argparse.Namespace, load: Any) -> None:
     except (UsageError, OSError) as error:
         raise ValueError(one_line(error)) from None
     if not looks_like_path(options.subject) and is_own(options.prior):
-        load(options.prior, device=options.device or "cpu").resolve(options.subject)
+        load(options.prior, device=options.device or "cpu", encoder=options.encoder).resolve(options.subject)
 
 
-def load_prior(source: Any, device: str) -> Any:
+def load_prior(source: Any, device: str, encoder: Any = None) -> Any:
     """As :func:`hash3d_cuda.prior.load_prior`, which is looked up when it is called."""
     from hash3d_cuda import prior
 
-    return prior.load_prior(source, device=device)
+    return prior.load_prior(source, device=device, encoder=encoder)
 
 
 def work_here(parser: Any, options: argparse.Namespace, jobs: list[Any], ledger: Any, load: Any) -> None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "a name or a picture to a 3D object",
     "compare": "the same object without and with the cache: time, hit rate, quality",
     "reproduce": "the paper's tables and figures, measured anew",
+    "tune": "the fastest cache settings that keep a quality bound, found by short runs",
     "bench": "benchmarks of the table and the hook",
     "plan": "predict hit rate, memory and largest speed-up before a run",
     "info": "version, devices, build; what the shipped prior knows; example pictures",

@@ -18,15 +18,20 @@ LARGEST_GRID = 512  # voxels per side, the most that make_scene takes
 GRIDS = {"voxels": (4, LARGEST_GRID), "mesh": (8, 256)}  # corners per side
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options whose defaults are the settings' own, so that --resume can tell what was given."""
+def add_run_options(parser: argparse.ArgumentParser, outputs: bool = True) -> None:
+    """Options whose defaults are the settings' own, so that --resume can tell what was given; without ``outputs``,
+    those of what one run writes are left out."""
     text = parser.add_argument_group("what and with which prior")
     text.add_argument("--prior", metavar="DIR_OR_HUB_ID", help="diffusers weights instead of the shipped prior")
+    text.add_argument(
+        "--encoder", metavar="DIR", help="a light encoder (TAESD, diffusers' AutoencoderTiny) instead of --prior's own"
+    )
     text.add_argument(
         "--elevation", type=float, metavar="DEG", help="where the picture was taken from (default: estimated)"
     )
     text.add_argument("--azimuth", type=float, metavar="DEG", help="likewise; 0 is the object's front")
     run = parser.add_argument_group("score distillation")
+    run.add_argument("--settings", metavar="FILE", help="settings in TOML (hash3d tune writes them); options go first")
     run.add_argument("--steps", type=int, help="iterations (default 400)")
     run.add_argument(
         "--views-per-step",
@@ -46,6 +51,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free guidance (default 2)")
     run.add_argument("--seed", type=int, help="everything random follows from it (default 0)")
     run.add_argument("--device", help='"cpu" (default) or "cuda"')
+    run.add_argument(
+        "--compile",
+        metavar="PARTS",
+        help='parts under torch.compile, commas between: "scene" (voxels), "encoder", "unet"',
+    )
     cache = parser.add_argument_group("cache")
     cache.add_argument("--eta", type=float, help="probability of trying a retrieval, 0 to 1")
     cache.add_argument("--position", type=int, metavar="K", help="up-resnets that still run on a hit (default 2)")
@@ -55,12 +65,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         'elevation,azimuth,radius,timestep: "10,10,.1,10;30,30,.2,100"',
     )
     cache.add_argument("--memory-budget", metavar="BYTES", help='memory of the table, such as "256MiB" (default)')
+    cache.add_argument(
+        "--decide", choices=("host", "device"), help="device: on a GPU, in one CUDA graph per U-Net call (default host)"
+    )
     add_feature_dtype(cache)
     add_reuse_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
-    output.add_argument("--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)")
-    output.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="between checkpoints (default 100)")
+    if outputs:
+        output.add_argument("--turntable-frames", type=int, metavar="N", help="frames of the turn (default 48)")
+        output.add_argument("--turntable-size", type=int, metavar="PIXELS", help="its width and height (default 192)")
+        output.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="between checkpoints (default 100)")
     output.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
 
@@ -70,6 +84,8 @@ def add_feature_dtype(group: Any) -> None:
     group.add_argument(
         "--feature-dtype", choices=names, help="what entries are stored in (default: what the U-Net computes in)"
     )
+
+
 def add_reuse_options(parser: argparse.ArgumentParser) -> None:
     """What makes more views hit, and what keeps entries from being served too long."""
     group = parser.add_argument_group("more reuse (see docs/reuse.md)")
@@ -94,15 +110,24 @@ def add_reuse_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
-    """The settings that the command line names, over ``defaults``; grids parsed."""
+    """The settings that the command line names, over its --preset, over those in its --settings file, over ``defaults``;
+    grids parsed."""
     from hash3d_cuda.sds.settings import PRESETS, GenerateSettings, parse_grids
 
     names = {field.name for field in fields(GenerateSettings)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if "grids" in given:
         given["grids"] = usage(parse_grids, given["grids"])
-    preset = PRESETS[options.preset] if getattr(options, "preset", None) is not None else {}
-    return {**defaults, **preset, **given}
+    given = {**(PRESETS[options.preset] if options.preset is not None else {}), **given}
+    if options.settings is None:
+        return {**defaults, **given}
+    from hash3d_cuda.sds.settings_file import read_settings
+
+    kept = usage(read_settings, options.settings)
+    for one, other in (("capacity", "memory_budget"), ("memory_budget", "capacity")):
+        if one in given:  # the two exclude one another, and the command line goes first
+            kept.pop(other, None)
+    return {**defaults, **kept, **given}
 
 
 def run_settings(make: Any, *args: Any, **kwargs: Any) -> Any:
@@ -218,7 +243,7 @@ def load_subject(options: argparse.Namespace, device: str, load: Any = None) -> 
     from hash3d_cuda.prior import load_prior
     from hash3d_cuda.prior.base import UnknownSubject
 
-    prior = (load or load_prior)(options.prior, device=device)
+    prior = (load or load_prior)(options.prior, device=device, encoder=options.encoder)
     try:
         return prior, prior.resolve(content, elevation=options.elevation, azimuth=options.azimuth)
     except UnknownSubject:

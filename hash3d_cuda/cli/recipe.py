@@ -85,7 +85,7 @@ def load_second(recipe: Any, options: argparse.Namespace, prior: Any, device: st
         return prior, prior.resolve(options.prompt)
     from hash3d_cuda.prior import load_prior
 
-    second = (load or load_prior)(options.second_prior, device=device)
+    second = (load or load_prior)(options.second_prior, device=device, encoder=options.encoder)
     return second, second.resolve(options.prompt)
 
 

@@ -99,6 +99,8 @@ class Plan:
         unet_share: the U-Net's share of a step without the cache.
         best: settings that were tried beside this one, the largest step bound of each eta; see
             :func:`hash3d_cuda.plan.search.search`.
+        vae: the encoder that runs in every step, or ``"none"``.
+        encoder_gmacs: of one view, forward and backward.
     """
 
     title: str
@@ -112,6 +114,8 @@ class Plan:
     step_bound: float
     unet_share: float
     best: list[Any] = field(default_factory=list)
+    vae: str = "none"
+    encoder_gmacs: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -133,6 +137,8 @@ class Plan:
             "memory": asdict(self.memory),
             "full_gmacs_per_row": self.full_gmacs,
             "r": self.r,
+            "vae": self.vae,
+            "encoder_gmacs_per_view": self.encoder_gmacs,
             "unet_share_of_step": self.unet_share,
             "unet_bound": self.unet_bound,
             "step_bound": self.step_bound,
@@ -182,10 +188,13 @@ def plan(
     cost = unet_cost(name, positions=(setting.position,))
     memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
     run = simulate(keys, setting.eta, capacity=memory.capacity, seed=setting.seed, **setting.indexing)
-    share = unet_share(cost, setting.groups, vae, other_share)
+    encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
+    share = unet_share(cost, setting.groups, encoder, other_share)
     r = cost.r[setting.position]
     bounds = unet_bound(run.x, r), step_bound(run.x, r, share)
-    found = Plan(title or UNETS[name].label, setting, name, run, cost.full_gmacs, r, memory, *bounds, share)
+    title = title or UNETS[name].label
+    costs: dict[str, Any] = {"vae": vae, "encoder_gmacs": encoder}
+    found = Plan(title, setting, name, run, cost.full_gmacs, r, memory, *bounds, share, **costs)
     if search:
         from hash3d_cuda.plan.search import search as look
 
@@ -232,11 +241,10 @@ def table_memory(setting: CacheSetting, cost: UNetCost, views: int, feature_dtyp
     return Memory(slot, fixed, capacity, fixed + capacity * slot, fixed + views * slot)
 
 
-def unet_share(cost: UNetCost, groups: int, vae: str, other_share: float) -> float:
-    """The U-Net's share of a step without the cache, in multiply-accumulates."""
+def unet_share(cost: UNetCost, groups: int, encoder: float, other_share: float) -> float:
+    """The U-Net's share of a step without the cache, in multiply-accumulates; ``encoder`` is those of a view."""
     other_share = check_real("other_share", other_share, 0.0, 1.0)
     unet = groups * cost.full_gmacs
-    encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
     return (1 - other_share) * unet / (unet + encoder)
 
 

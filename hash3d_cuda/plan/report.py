@@ -33,6 +33,10 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         for index, (grid, share) in enumerate(zip(setting.grids, run.by_grid, strict=True))
     ]
     all_hit = [("steps whose views all hit, of those tried", f"{run.all_hit:.1%}")] if batch > 1 else []
+    encoder = []
+    if plan.vae != "none":
+        work = f"{plan.encoder_gmacs:.0f} GMAC a view, the U-Net {setting.groups * plan.full_gmacs:.0f}"
+        encoder = [(f"encoder in every step, {plan.vae}, forward and backward", work)]
     last = run.coverage[-1] if len(run.coverage) else float("nan")
     return [
         ("steps x views", f"{steps} x {batch}"),
@@ -45,6 +49,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("U-Net, position k", f"{UNETS[plan.unet].label}, {setting.position}"),
         ("r, a hit's share of a full pass", f"{plan.r:.3f}"),
         ("bound on the U-Net's speed-up", f"{plan.unet_bound:.3f}x"),
+        *encoder,
         ("U-Net's share of a step", f"{plan.unet_share:.0%}"),
         ("bound on a step's speed-up", f"{plan.step_bound:.3f}x"),
         ("memory of one entry", size(memory.slot)),

@@ -15,13 +15,15 @@ SHIPPED_FILES = (
 )  # fmt: skip
 
 
-def load_prior(source: str | Path | None = None, device: str = "cpu") -> Prior:
+def load_prior(source: str | Path | None = None, device: str = "cpu", encoder: str | Path | None = None) -> Prior:
     """A 2D diffusion prior with frozen weights on ``device``.
 
     Args:
         source: None for the package's own prior; a folder that holds such a one (``hash3d train-prior`` writes them), a
             Stable Diffusion pipeline, or a Zero123-style pipeline; or a hub id ``org/name`` of one of the latter.
         device: ``"cpu"`` or ``"cuda"``.
+        encoder: a folder with a light encoder (TAESD) that takes the place of the VAE's in every step; see
+            :mod:`hash3d_cuda.prior.tiny`. For pipelines; None is the pipeline's own.
 
     Returns:
         A :class:`Prior`. Float32 on a CPU; real pipelines' U-Nets are float16 on CUDA.
@@ -30,6 +32,19 @@ def load_prior(source: str | Path | None = None, device: str = "cpu") -> Prior:
         ValueError: no such folder, or a folder with a missing, damaged or unsupported part; all are named.
         OSError: a hub id whose files are neither cached nor to be had.
     """
+    prior = _load(source, device)
+    if encoder is not None:
+        use = getattr(prior, "use_encoder", None)
+        if use is None:
+            raise ValueError(
+                f"encoder: expected none for {prior.name}, whose latents are the picture's own pixels; leave it away"
+            )
+        use(encoder)
+    return prior
+
+
+def _load(source: str | Path | None, device: str) -> Prior:
+    """The prior as it is."""
     target = str(check_device("device", device))
     if source is None:
         return _load_own(_own_folder(), target)

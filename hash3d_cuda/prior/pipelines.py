@@ -152,6 +152,7 @@ class LatentPrior(Prior):
     radius_range = VIEWED_FROM["radius_range"]
     vocabulary = None
     groups = 2
+    light: Any = None  # an AutoencoderTiny
 
     def __init__(self, folder: Path, device: str | torch.device, in_channels: int):
         from diffusers import AutoencoderKL
@@ -170,9 +171,22 @@ class LatentPrior(Prior):
         self.latent_shape = (channels, side, side)
         self.image_size = side * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def use_encoder(self, folder: str | Path) -> None:
+        """Encodes by a light encoder from now on, see :mod:`hash3d_cuda.prior.tiny`; decoding, and the latent of an
+        input picture, stay the VAE's own. Raises ValueError where it does not fit."""
+        from hash3d_cuda.prior.tiny import load_light_encoder
+
+        scale = self.image_size // self.latent_shape[1]
+        self.light = load_light_encoder(folder, self.latent_shape[0], scale).to(self.device)
+        self.name += f", encoder {Path(folder).name!r}"
+
     def encode(self, images: Tensor) -> Tensor:
         """float [B,3,S,S] in 0..1 -> scaled latents float32 [B,C,h,w]: the mean of the VAE's posterior, so that no
-        random number is drawn; differentiable."""
+        random number is drawn, or what the light encoder gives; differentiable."""
+        if self.light is not None:
+            from hash3d_cuda.prior.tiny import encode_light
+
+            return encode_light(self.light, images)
         return (self._mean(images) - self._shift) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from hash3d_cuda.reproduce.base import Context, Unit
 from hash3d_cuda.reproduce.quality import scores
 from hash3d_cuda.reproduce.summary import plot_bars, plus_minus, quality_cells, signed
 from hash3d_cuda.reproduce.sweep import picture, resolve
-from hash3d_cuda.sds.metrics import known_truth, time_metrics
+from hash3d_cuda.sds.metrics import known_truth, same_work, time_metrics
 
 ID = "tables-1-2"
 TITLE = "Tables 1 and 2: every system without and with the cache"
@@ -102,7 +102,7 @@ def run_once(context: Context, recipe: Any, asked: Any, cache: str) -> dict[str,
         "x": served["hits"] / views if views else 0.0,
         "seconds": sum(one["total_s"] for one in times),
         "unet_full_seconds": sum(one["unet_full"] for one in split),
-        "same_seconds": sum(one["render"] + one["backward"] for one in split),
+        "same_seconds": sum(map(same_work, split)),
         "hit_cost_r": mean(costs) if costs else None,
         "picture": picture(done["views"]),
     }

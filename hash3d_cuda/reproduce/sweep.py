@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,7 +18,7 @@ from hash3d_cuda.prior.ground_truth import EVALUATION_POSES, example_inputs
 from hash3d_cuda.reproduce.ablations import variant
 from hash3d_cuda.reproduce.base import Context
 from hash3d_cuda.reproduce.quality import scores
-from hash3d_cuda.sds.metrics import cache_metrics, known_truth, time_metrics
+from hash3d_cuda.sds.metrics import cache_metrics, known_truth, same_work, time_metrics
 from hash3d_cuda.sds.outputs import render_views, tile, to_picture
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
@@ -86,13 +86,15 @@ def with_own_hooks(prior: Prior) -> Prior:
     return own
 
 
-def take_turns(runs: Sequence[SdsRun]) -> None:
-    """All steps of all runs, one step each in turn; who begins changes each time."""
+def take_turns(runs: Sequence[SdsRun], on_step: Callable[[], None] | None = None) -> None:
+    """All steps of all runs, one step each in turn; who begins changes each time. ``on_step`` is called after each."""
     for step in range(runs[0].settings.steps):
         for run in runs if step % 2 == 0 else reversed(runs):
             run.train_step()
+            if on_step is not None:
+                on_step()
     for run in runs:
-        run.time.collect(wait=True)
+        run.settle()
 
 
 @torch.no_grad()
@@ -124,7 +126,7 @@ def timing(run: SdsRun, baseline: SdsRun) -> dict[str, Any]:
     share = before["split_s"]["unet_full"] / before["total_s"]
     r, x = own["hit_cost_r"], served["x"]
     unet, unet_before = (one["split_s"]["unet_full"] + one["split_s"]["unet_hit"] for one in (own, before))
-    same, same_before = (one["split_s"]["render"] + one["split_s"]["backward"] for one in (own, before))
+    same, same_before = (same_work(one["split_s"]) for one in (own, before))
     return {
         "seconds": own["total_s"],
         "table_seconds": own["split_s"]["table"],

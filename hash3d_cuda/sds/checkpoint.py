@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 FOLDER = "checkpoint"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass

@@ -83,7 +83,7 @@ def distil(
             run.guidance = guidance
         while run.step < settings.steps:
             run.train_step()
-        run.time.collect(wait=True)
+        run.settle()
         poses = torch.from_numpy(EVALUATION_POSES).float().unbind(-1)
         return {"views": render_views(run.scene, *poses, prior.image_size), "run": run}
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.sds.sampler import StepViews
+from hash3d_cuda.sds.timing import TimeSplit
 
 
 def step_weight(weighting: str, abar: float) -> float:
@@ -62,9 +63,11 @@ class Guidance:
     """
 
     forwards = 1  # of each view through the U-Net in the last step
+    time: TimeSplit | None = None  # where encoding and decoding are counted
 
     def __init__(self, prior: Prior, subject: Subject, cache: Any, guidance_scale: float, weighting: str):
         self.prior, self.subject, self.cache = prior, subject, cache
+        self.encode, self.unet = prior.encode, prior.unet  # what is called; a run may put compiled ones here
         self.guidance_scale, self.weighting = guidance_scale, weighting
         self.abar = prior.alphas_cumprod.detach().double().cpu().tolist()
         # Beside another prior's on the same U-Net, a name and a picture of the same thing are two conditions.
@@ -72,7 +75,20 @@ class Guidance:
 
     def see(self, images: Tensor) -> Tensor:
         """Rendered images float [B,3,R,R] to latents [B,*latent_shape]; differentiable."""
-        return self.prior.encode(resized(images, self.prior.image_size))
+        return self._encode(resized(images, self.prior.image_size))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        if self.time is None:
+            return self.encode(images)
+        with self.time.measure("encode"):
+            images = images.view_as(images)  # a tensor of its own, whose gradient comes from the encoder alone
+            latents = self.encode(images)
+        self.time.watch_gradient(images, latents, "encode")
+        return latents
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        with contextlib.nullcontext() if self.time is None else self.time.measure("decode"):
+            return self.prior.decode(latents)
 
     @torch.no_grad()
     def target(self, latents: Tensor, views: StepViews, generator: torch.Generator) -> Tensor:
@@ -106,7 +122,7 @@ class Guidance:
         if self.cache is not None:
             watched = self.cache.views(**poses, timestep=views.timestep, condition=self.condition)
         with watched:
-            return prior.unet(sample.to(dtype), timestep.repeat(prior.groups), **condition).sample
+            return self.unet(sample.to(dtype), timestep.repeat(prior.groups), **condition).sample
 
     @staticmethod
     def _per_view(values: list[float], like: Tensor) -> Tensor:
@@ -138,7 +154,7 @@ class Refinement(Guidance):
         """Refined images float [B,3,S,S] of rendered ones; denoising starts at the views' (one) timestep."""
         if self.cache is not None:
             self.cache.clear()
-        clean = self.prior.encode(latents)
+        clean = self._encode(latents)
         times = list(range(max((views.whole or views).timestep), 0, -self.stride))
         levels = [self._per_view([self.abar[t]], clean) for t in times]
         noise = step_noise(clean, views, generator)
@@ -147,7 +163,7 @@ class Refinement(Guidance):
             clean = self._guided(noisy, abar, replace(views, timestep=[time] * len(views.timestep)))
             noise = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
         self.forwards = len(times)
-        return self.prior.decode(clean).clamp(0, 1).to(latents.dtype)
+        return self._decode(clean).clamp(0, 1).to(latents.dtype)
 
     def loss(self, latents: Tensor, target: Tensor, views: StepViews) -> Tensor:
         """Mean squared distance of images."""

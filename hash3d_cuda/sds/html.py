@@ -13,12 +13,12 @@ from pathlib import Path
 from torch import Tensor
 
 COLOURS = {
-    "render": "#5b8def", "unet_full": "#e07a5f", "unet_hit": "#3fa796", "table": "#8e6bbf", "backward": "#e9b44c",
-    "other": "#9aa3ad",
+    "render": "#5b8def", "encode": "#4bb3c6", "decode": "#2f6f8f", "unet_full": "#e07a5f", "unet_hit": "#3fa796",
+    "table": "#8e6bbf", "backward": "#e9b44c", "optimizer": "#b98a2f", "other": "#9aa3ad",
 }  # fmt: skip
 NAMES = {
-    "render": "render", "unet_full": "U-Net, full", "unet_hit": "U-Net, hit", "table": "table",
-    "backward": "backward + optimizer", "other": "other",
+    "render": "render", "encode": "encode", "decode": "decode", "unet_full": "U-Net, full", "unet_hit": "U-Net, hit",
+    "table": "table", "backward": "backward", "optimizer": "optimizer", "other": "other",
 }  # fmt: skip
 
 STYLE = """

@@ -201,7 +201,7 @@ def iterate(tracks: Sequence[Track], interrupt: Interrupt) -> None:
                 track.advance()
         forwards = not forwards
     for track in tracks:
-        track.run.time.collect(wait=True)
+        track.run.settle()
         save_or_warn(track.run, track.folder)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hash3d_cuda.bounds import step_bound, unet_bound
 from hash3d_cuda.prior.base import Subject
 from hash3d_cuda.prior.ground_truth import ground_truth_names, ground_truth_views
-from hash3d_cuda.sds.timing import StepLog, TimeSummary, summarise
+from hash3d_cuda.sds.timing import COUNTS, StepLog, TimeSummary, summarise
 
 FORMAT = 1
 
@@ -47,6 +48,7 @@ def time_metrics(log: StepLog) -> tuple[dict[str, Any], TimeSummary]:
     """The time split of a run for ``metrics.json``."""
     summary = summarise(log)
     steps = max(len(log.rows), 1)
+    served = {name: int(log.column(name).sum()) for name in COUNTS}
     return {
         "total_s": summary.total,
         "per_step_s": summary.total / steps,
@@ -55,7 +57,42 @@ def time_metrics(log: StepLog) -> tuple[dict[str, Any], TimeSummary]:
         "unet_full_per_view_s": summary.full_per_item,
         "unet_hit_per_view_s": summary.hit_per_item,
         "hit_cost_r": summary.hit_cost,
+        "without_cache": without_cache(summary, served["hits"], sum(served.values())),
     }, summary
+
+
+def without_cache(summary: TimeSummary, hits: int, items: int) -> dict[str, float] | None:
+    """What the run would have taken without the cache, from its own full passes, and the bounds that follow; None where
+    no view ran in full or none was served. It is an estimate: ``hash3d compare`` measures.
+
+    Args:
+        summary: of the run.
+        hits: views served from the cache.
+        items: all views.
+
+    Returns:
+        ``total_s`` and ``unet_share`` without the cache; ``speed_up``, that by the run's own seconds; ``bound_unet``
+        and ``bound_step``, the most that x and r allow; ``bound_step_at_x_1``, were every view served.
+    """
+    r = summary.hit_cost
+    if r is None or summary.full_per_item is None or summary.total <= 0:
+        return None
+    split, unet = summary.split, summary.full_per_item * items
+    total = summary.total - split["unet_full"] - split["unet_hit"] - split["table"] + unet
+    share, x = unet / total, hits / items
+    return {
+        "total_s": total,
+        "unet_share": share,
+        "speed_up": total / summary.total,
+        "bound_unet": unet_bound(x, r),
+        "bound_step": step_bound(x, r, share),
+        "bound_step_at_x_1": step_bound(1.0, r, share),
+    }
+
+
+def same_work(split: Mapping[str, float]) -> float:
+    """Seconds of the parts that a cache does not touch: between two runs, their ratio is the machine's drift."""
+    return sum(split[name] for name in ("render", "encode", "backward", "optimizer"))
 
 
 def cache_metrics(served: dict[str, int], *caches: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hash3d_cuda.checks import fail
 from hash3d_cuda.keys import Grid
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.sds.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from hash3d_cuda.sds.compiled import OPTIONS, check_compiler, compiled
 from hash3d_cuda.sds.finite import LossWatch
 from hash3d_cuda.sds.guidance import Guidance, Refinement, resized
 from hash3d_cuda.sds.sampler import StepViews, ViewSampler
@@ -71,6 +72,7 @@ class SdsRun:
         self._picture = [None if v is None else resized(v.to(self.device)[None], self.size)[0] for v in pictures]
         self.generator = torch.Generator(device=self.device)
         self.log = StepLog()
+        self.log.late = settings.decide == "device"
         self.time = TimeSplit(self.device, self.log, clock)
         self.watch = LossWatch(self.device)
         asked = [(prior, subject)] + ([second] if second is not None and settings.second_weight else [])
@@ -82,6 +84,7 @@ class SdsRun:
         if len(asked) > 1:
             cache = self.caches[-1] if self.caches else None
             self.second = Guidance(*asked[1], cache, settings.second_guidance_scale, settings.weighting)
+        self._compile()
         self.optimizer = self._make_optimizer()
         self.step = 0
         self.served = dict.fromkeys(COUNTS, 0)  # by all ranks
@@ -100,6 +103,18 @@ class SdsRun:
         for cache in self.caches:
             cache.remove()
 
+    def _compile(self) -> None:
+        """What the steps call: the scene's rendering (of latents themselves, where it holds some), encoders, U-Nets."""
+        wanted = self.settings.compile
+        if wanted:
+            check_compiler(self.device.type)
+        drawn = self.scene.scene if self.settings.latent else self.scene
+        self._draw = compiled("scene", wanted, drawn.render)
+        for guidance, _ in self.terms():
+            guidance.encode = compiled("encoder", wanted, guidance.encode)
+            if guidance.cache is None:  # a cache compiles the parts of the U-Net that it runs
+                guidance.unet = compiled("unet", wanted, guidance.unet)
+
     def train_step(self) -> Tensor:
         """Render, ask the prior, pull the scene; returns the loss, a scalar on the scene's device."""
         views = self.sampler.views(self.step)
@@ -110,8 +125,8 @@ class SdsRun:
             terms = self.terms()
             with self.time.measure("render"):
                 images, alpha = self._render(views)
-                rendered = images[: len(views.azimuth)]
-                seen = [rendered if self.settings.latent else guidance.see(rendered) for guidance, _ in terms]
+            rendered = images[: len(views.azimuth)]
+            seen = self._see(rendered, [guidance for guidance, _ in terms])
             with self.time.measure("unet"):
                 targets = [
                     guidance.target(latents.detach(), views, self.generator)
@@ -129,6 +144,7 @@ class SdsRun:
                 if self.ranks is not None:
                     share = len(views.azimuth) / self.settings.views_per_step
                     self.ranks.sum_gradients(self._parameters(), share)
+            with self.time.measure("optimizer"):
                 self.optimizer.step()
                 if self.scene.on_step(self.step, self.settings.steps):
                     self.optimizer = self._make_optimizer()
@@ -136,15 +152,34 @@ class SdsRun:
         self.step += 1
         return loss.detach()
 
+    def _see(self, rendered: Tensor, asked: Sequence[Guidance]) -> list[Tensor]:
+        """What each guidance looks at, from images float [B,3,R,R]; one prior that is asked twice encodes once."""
+        if self.settings.latent:
+            return [rendered for _ in asked]
+        seen: dict[tuple[int, type], Tensor] = {}
+        keys = [(id(guidance.prior), type(guidance)) for guidance in asked]
+        for key, guidance in zip(keys, asked, strict=True):
+            guidance.time = self.time
+            if key not in seen:
+                seen[key] = guidance.see(rendered)
+        return [seen[key] for key in keys]
+
     def terms(self) -> list[tuple[Guidance, float]]:
         """Who is asked, and with what weight."""
         first = [(self.guidance, self.settings.sds_weight)]
         return first if self.second is None else [*first, (self.second, self.settings.second_weight)]
 
+    def settle(self) -> None:
+        """Waits for the device, so that times and counts are those of all steps so far."""
+        self.time.collect(wait=True)
+        if self.settings.decide == "device" and self.caches and self.log.rows:
+            stats = [cache.stats() for cache in self.caches]
+            self._file({name: sum(getattr(one, name) for one in stats) for name in COUNTS}, len(self.log.rows) - 1)
+
     def save(self, folder: Path, with_cache: bool = True) -> None:
         """Writes everything that :meth:`restore` needs; raises OSError."""
         optimizer, groups = pack_optimizer(self.optimizer)
-        self.time.collect(wait=True)
+        self.settle()
         tensors = {f"scene.{name}": value for name, value in self.scene.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
         tensors["log"] = torch.from_numpy(self.log.array())
@@ -174,19 +209,18 @@ class SdsRun:
             poses = [[*values, own] for values, own in zip(poses, self._own_pose(), strict=True)]
         elevation, azimuth, radius = (torch.tensor(p).to(self.device, non_blocking=True) for p in poses)
         if self.settings.latent:
-            from hash3d_cuda.sds.stages import render_latents
-
-            return render_latents(self.scene, [elevation, azimuth, radius], self.prior.latent_shape[1])
+            latents = self._draw(elevation, azimuth, radius, self.prior.latent_shape[1])
+            return latents.image, latents.alpha
         shading, light = self.sampler.shading(self.step, views.whole or views)
         if shading is None or light is None:
-            result = self.scene.render(elevation, azimuth, radius, self.size)
+            result = self._draw(elevation, azimuth, radius, self.size)
             return result.image, result.alpha
         count = len(views.azimuth)
         light = light[views.first : views.first + count]
         ways = torch.tensor(light, dtype=torch.float32).to(self.device, non_blocking=True)
-        result = self.scene.render(elevation[:count], azimuth[:count], radius[:count], self.size, shading, ways)
+        result = self._draw(elevation[:count], azimuth[:count], radius[:count], self.size, shading, ways)
         if count < len(elevation):  # the picture's own view keeps its colours
-            own = self.scene.render(elevation[count:], azimuth[count:], radius[count:], self.size)
+            own = self._draw(elevation[count:], azimuth[count:], radius[count:], self.size)
             return torch.cat([result.image, own.image]), torch.cat([result.alpha, own.alpha])
         return result.image, result.alpha
 
@@ -216,15 +250,12 @@ class SdsRun:
 
     def _count(self, row: int, items: int) -> None:
         """Files what the cache did in this step; its counters are host integers."""
-        before = self._own_served
         if self.caches:
-            self._own_served = self._cache_served()
+            self._file(self._cache_served(), row)
         else:
-            self._own_served = {**before, "bypasses": before["bypasses"] + items}
-        new = [self._own_served[name] - before[name] for name in COUNTS]
-        for name, amount in zip(COUNTS, new if self.ranks is None else self.ranks.total(new), strict=True):
-            self.served[name] += amount
-            self.log.add(row, name, amount)
+            self._file({**self._own_served, "bypasses": self._own_served["bypasses"] + items}, row)
+        if self.settings.decide == "device":
+            return  # its look-ups are nodes of a graph, and nothing that a host could time
         for table in (table for cache in self.caches for table in cache.tables):
             if not any(table is known for known in self._watched):
                 self._watched.append(table)
@@ -233,6 +264,14 @@ class SdsRun:
     def _cache_served(self) -> dict[str, int]:
         served = [cache.served() for cache in self.caches]
         return {name: sum(counts[name] for counts in served) for name in COUNTS}
+
+    def _file(self, served: dict[str, int], row: int) -> None:
+        """Files by how much ``served``, this process's counts so far, has grown, and the other ranks' theirs."""
+        new = [served[name] - self._own_served[name] for name in COUNTS]
+        self._own_served = served
+        for name, amount in zip(COUNTS, new if self.ranks is None else self.ranks.total(new), strict=True):
+            self.served[name] += amount
+            self.log.add(row, name, amount)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -263,8 +302,8 @@ def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1, 
         match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
         num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_age=settings.max_age,
         max_change=settings.max_change, target_x=settings.target_x, max_conditions=conditions,
-        feature_dtype=None if stored is None else DTYPE_NAMES[stored],
-        process_group=group,
+        feature_dtype=None if stored is None else DTYPE_NAMES[stored], process_group=group,
+        decide=settings.decide, compile=dict(OPTIONS) if "unet" in settings.compile else False,
     )  # fmt: skip
     return apply_hash3d(prior.unet, config)
 

@@ -16,10 +16,11 @@ from hash3d_cuda.checks import (
     fail,
     parse_bytes,
 )
-from hash3d_cuda.config import MODES
+from hash3d_cuda.config import DECIDERS, MODES
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
 from hash3d_cuda.options import MATCHES
 from hash3d_cuda.options import WEIGHTINGS as AGGREGATIONS
+from hash3d_cuda.sds.compiled import as_parts
 
 SCENES = ("voxels", "gaussians", "mesh")
 SCHEDULES = ("annealed", "uniform")
@@ -90,6 +91,10 @@ class GenerateSettings:
         jitter: how far in its anchor's cell a view may lie from the anchor, 0 (not at all) to 1 (anywhere).
         fresh_power: 1 spreads fresh views evenly over the run, more saves them for its end.
         aggregation: how candidates become one feature, ``Hash3DConfig``'s ``weighting`` (here that is the gradient's).
+        decide: ``"host"``, or ``"device"``: hit or miss is decided on a GPU, and each call of the U-Net is one CUDA
+            graph, as :class:`hash3d_cuda.Hash3DConfig` says. Times of hits are not told apart then.
+        compile: parts of a step under ``torch.compile``: names among ``"scene"`` (rendering, voxels only),
+            ``"encoder"`` and ``"unet"``, as a sequence or with commas between.
         seed: everything random follows from it.
         device: where scene and prior live.
         checkpoint_every: steps between checkpoints.
@@ -141,6 +146,8 @@ class GenerateSettings:
     anchors: int = 10
     jitter: float = 1.0
     fresh_power: float = 1.5
+    decide: str = "host"
+    compile: tuple[str, ...] = ()
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: int = 100
@@ -183,6 +190,8 @@ class GenerateSettings:
         self._set("grids", as_grids(self.grids))
         self._check_cache()
         self._set("device", str(check_device("device", self.device)))
+        self._set("compile", as_parts(self.compile))
+        self._check_step()
 
     def _check_stage(self) -> None:
         """What a recipe's stages add, and what does not go together."""
@@ -198,6 +207,17 @@ class GenerateSettings:
             fail(ValueError, "latent", 'scene="voxels" with latent=True', self.scene, "leave one of them away")
         if self.latent and (self.objective != "sds" or self.second_weight):
             fail(ValueError, "latent", "SDS with one prior", self.objective, "leave latent away")
+
+    def _check_step(self) -> None:
+        """How a step is run, and what cannot be run so."""
+        check_choice("decide", self.decide, DECIDERS)
+        if self.decide == "device" and self.cache and self.mode != "feature":
+            fail(ValueError, "decide", f'"host" with mode={self.mode!r}', self.decide, "leave one of them away")
+        if "scene" in self.compile and self.scene != "voxels":
+            expected = f'no "scene" among the parts for scene={self.scene!r}, whose shapes change as it grows'
+            fail(ValueError, "compile", expected, self.compile, 'take "scene" out, or scene="voxels"')
+        if "encoder" in self.compile and self.latent:
+            fail(ValueError, "compile", "no encoder in a latent scene's steps", self.compile, 'take "encoder" out')
 
     def _check_cache(self) -> None:
         """The options that go to the cache as they are."""

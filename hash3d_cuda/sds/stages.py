@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hash3d_cuda.prior.base import Prior
 from hash3d_cuda.sds.scenes import make_scene
@@ -77,9 +76,3 @@ def latent_scene(prior: Prior, settings: GenerateSettings, device: torch.device)
         white = prior.encode(torch.ones(1, 3, prior.image_size, prior.image_size, device=device))
         scene.background.copy_(white[0].mean((-2, -1)))
     return DecodedScene(scene, prior.decode, prior.image_size // side)
-
-
-def render_latents(scene: DecodedScene, poses: list[Tensor], side: int) -> tuple[Tensor, Tensor]:
-    """Latents float [B,C,side,side] and alphas [B,1,side,side] of a latent scene; nothing is decoded."""
-    result = scene.scene.render(*poses, side)
-    return result.image, result.alpha

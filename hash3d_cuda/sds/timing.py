@@ -2,7 +2,7 @@
 
 On the CPU a part is timed with ``perf_counter``, or with another clock that is given. On CUDA a pair of events brackets
 it and is read once the device has passed it, so the figures arrive a few steps late and nothing synchronises inside the
-loop.
+loop. A part inside another one counts for itself alone, so the parts never overlap.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-PARTS = ("render", "unet", "table", "backward")
+PARTS = ("render", "encode", "decode", "unet", "table", "backward", "optimizer")
 COUNTS = ("hits", "misses", "bypasses")
 COLUMNS = (*PARTS, *COUNTS, "wall")
 
 
 class StepLog:
-    """One row per step: seconds of each part, items served in each way, wall seconds of the whole step."""
+    """One row per step: seconds of each part, items served in each way, wall seconds of the whole step.
+
+    Attributes:
+        late: the counts arrived some steps later than the seconds, so that no step says what its hits cost.
+    """
+
+    late = False
 
     def __init__(self, rows: np.ndarray | None = None):
         self.rows: list[list[float]] = [] if rows is None else rows.tolist()
@@ -60,12 +67,14 @@ class TimeSplit:
     def __init__(self, device: torch.device, log: StepLog, clock: Callable[[], float] | None = None):
         self.cuda, self.log, self.clock = device.type == "cuda", log, clock or time.perf_counter
         self.row = -1
-        self._pending: deque[tuple[int, str, Any, Any]] = deque()
+        self._open: list[tuple[str, Any]] = []  # parts that have begun, the innermost last
+        self._pending: deque[tuple[int, str, str | None, Any, Any]] = deque()
 
     @contextlib.contextmanager
     def step(self) -> Iterator[int]:
         """Brackets one step; yields its row in the log."""
         self.row = self.log.start_row()
+        self._open.clear()  # what an error left
         start = self.clock()
         yield self.row
         self.log.add(self.row, "wall", self.clock() - start)
@@ -74,24 +83,57 @@ class TimeSplit:
     @contextlib.contextmanager
     def measure(self, part: str) -> Iterator[None]:
         """Brackets one part of the step in progress."""
+        self.begin(part)
+        yield
+        self.end(part)
+
+    def begin(self, part: str) -> None:
+        """The part begins here; parts that begin before it ends are taken out of it."""
+        self._open.append((part, self._now()))
+
+    def end(self, part: str) -> None:
+        """The part ends here; nothing happens where it is not the innermost one that has begun."""
+        if not self._open or self._open[-1][0] != part:
+            return
+        begin, end = self._open.pop()[1], self._now()
+        around = self._open[-1][0] if self._open else None
         if self.cuda:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            yield
-            end.record()
-            self._pending.append((self.row, part, begin, end))
+            self._pending.append((self.row, part, around, begin, end))
         else:
-            start = self.clock()
-            yield
-            self.log.add(self.row, part, self.clock() - start)
+            self._file(self.row, part, around, end - begin)
 
     def collect(self, wait: bool = False) -> None:
-        """Reads the events that the device has passed; all of them with ``wait``, which synchronises."""
-        while self._pending and (wait or self._pending[0][3].query()):
-            row, part, begin, end = self._pending.popleft()
+        """Reads the events that the device has passed; all of them with ``wait``, which synchronises. The time of that
+        is part of the step in progress: the device is still at it."""
+        start = self.clock()
+        waited = False
+        while self._pending and (wait or self._pending[0][4].query()):
+            row, part, around, begin, end = self._pending.popleft()
             if wait:
                 end.synchronize()
-            self.log.add(row, part, begin.elapsed_time(end) / 1000)
+                waited = True
+            self._file(row, part, around, begin.elapsed_time(end) / 1000)
+        if waited:
+            self.log.add(self.row, "wall", self.clock() - start)
+
+    def watch_gradient(self, inner: Tensor, outer: Tensor, part: str) -> None:
+        """Counts for ``part`` what the backward pass does between the gradients of ``outer``, which is made from
+        ``inner`` alone, and of ``inner``. Both must be made for this: no other gradient may flow into them."""
+        if inner.requires_grad and outer.requires_grad:
+            outer.register_hook(lambda _: self.begin(part))
+            inner.register_hook(lambda _: self.end(part))
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return self.clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _file(self, row: int, part: str, around: str | None, seconds: float) -> None:
+        self.log.add(row, part, seconds)
+        if around is not None:
+            self.log.add(row, around, -seconds)
 
     def watch_table(self, table: Any) -> None:
         """Times ``query`` and ``append`` of this one table from now on; they run inside the U-Net's call."""
@@ -113,7 +155,9 @@ class TimeSummary:
 
     Attributes:
         total: wall seconds of all steps.
-        split: seconds by part: render, unet_full, unet_hit, table, backward, other.
+        split: seconds by part, whose sum is ``total``: render; encode, the encoder forward and backward; decode, of
+            refined pictures alone; unet_full and unet_hit; table; backward, through the scene and the loss;
+            optimizer; other.
         full_per_item, hit_per_item: U-Net seconds per view when it ran in full and when it was served from
             the cache; None when that never happened.
     """
@@ -132,22 +176,23 @@ class TimeSummary:
 
 
 def summarise(log: StepLog) -> TimeSummary:
-    """Totals of a run. Steps in which only some views hit are divided by the measured cost of either kind."""
+    """Totals of a run. Steps in which only some views hit are divided by the measured cost of either kind; of a log
+    whose counts are late, all seconds of the U-Net are ``unet_full``'s."""
     hits, wall = log.column("hits"), log.column("wall")
     full = log.column("misses") + log.column("bypasses")
-    unet = np.maximum(log.column("unet") - log.column("table"), 0.0)
-    full_cost, hit_cost = item_costs(unet, full, hits)
+    unet = np.maximum(log.column("unet"), 0.0)
+    full_cost, hit_cost = (None, None) if log.late else item_costs(unet, full, hits)
     shares = hits * (hit_cost or 0.0)
     shares = np.divide(shares, shares + full * (full_cost or 0.0), out=np.zeros_like(shares), where=shares > 0)
-    split = {
-        "render": log.column("render").sum(),
-        "unet_full": (unet * (1 - shares)).sum(),
-        "unet_hit": (unet * shares).sum(),
-        "table": log.column("table").sum(),
-        "backward": log.column("backward").sum(),
-    }
-    split["other"] = max(wall.sum() - sum(split.values()), 0.0)
-    return TimeSummary(float(wall.sum()), {k: float(v) for k, v in split.items()}, full_cost, hit_cost)
+    sums = {name: float(log.column(name).sum()) for name in PARTS}
+    hit = float((unet * shares).sum())
+    split: dict[str, float] = {}
+    for name in PARTS:
+        split |= {"unet_full": float(unet.sum()) - hit, "unet_hit": hit} if name == "unet" else {name: sums[name]}
+    # Events of a GPU and the host's clock differ a little.
+    total = max(float(wall.sum()), sum(split.values()))
+    split["other"] = total - sum(split.values())
+    return TimeSummary(total, split, full_cost, hit_cost)
 
 
 def item_costs(unet: np.ndarray, full: np.ndarray, hits: np.ndarray) -> tuple[float | None, float | None]:

@@ -23,7 +23,7 @@ CFG_ROWS = 2  # rows of classifier-free guidance
 PAPER_ETA, PAPER_POSITION = 0.1, 2  # section 5.1; the input of the last up-sampling layer, section 3.2
 ENCODERS = ("KL-VAE", "TAESD")
 _ATTENTION_OPS = ("bmm", "baddbmm", "_scaled_dot_product")  # the products of queries, keys and values
-_KL = dict(
+KL_CONFIG: dict[str, Any] = dict(
     block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
     down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
 )  # fmt: skip
@@ -101,7 +101,7 @@ def encoder_cost(kind: str, side: int) -> float:
     """
     check_choice("kind", kind, ENCODERS)
     with torch.device("meta"):
-        vae = AutoencoderKL(**_KL) if kind == "KL-VAE" else AutoencoderTiny()
+        vae = AutoencoderKL(**KL_CONFIG) if kind == "KL-VAE" else AutoencoderTiny()
         encoder = vae.encoder.eval().requires_grad_(False)
         image = torch.empty(1, 3, check_int("side", side, 8), side, requires_grad=True)
         with FlopCounterMode(display=False) as counter:

@@ -67,7 +67,7 @@ def distil_recipe(
         with SdsRun(prior, subject, settings, previous=previous, second=second, clock=clock) as run:
             while run.step < settings.steps:
                 run.train_step()
-            run.time.collect(wait=True)
+            run.settle()
         runs.append(run)
     poses = torch.from_numpy(EVALUATION_POSES).float().unbind(-1)
     return {"views": render_views(runs[-1].scene, *poses, prior.image_size), "runs": runs}
