@@ -79,6 +79,15 @@ class CachedForward:
         self._rejected = self.rejected
         self.store = self._room = None
 
+    def take_as_one(self, rows: int) -> None:
+        """Makes a batch of ``rows`` rows one item. Entries of another number of rows are dropped."""
+        stored = rows if self.store is None else self.store.feature_shape[0]
+        if stored != rows:
+            self.forget_shapes()
+        if self.layout.groups != rows:
+            self.layout = RowLayout("group-major", rows)
+            self._room = None
+
     def release(self) -> None:
         """Lets go of the model; no call may follow."""
         del self._parts
@@ -114,8 +123,7 @@ class CachedForward:
         feature: Tensor,
     ) -> None:
         """Stores what was computed for the ``missing`` items: ``feature`` ``[len(missing) * G, ...]``, item by item."""
-        groups = self._config.groups
-        entries = feature.unflatten(0, (len(missing), groups))
+        entries = feature.unflatten(0, (len(missing), self.layout.groups))
         self._dtype = feature.dtype
         self._format = memory_format_of(feature)
         if self.store is None:
@@ -136,7 +144,7 @@ class CachedForward:
             return feature
         entries = [entry if entry is None else entry.to(self._dtype) for entry in found]
         for place, item in enumerate(missing):
-            entries[item] = feature.unflatten(0, (len(missing), self._config.groups))[place]
+            entries[item] = feature.unflatten(0, (len(missing), self.layout.groups))[place]
         return self.layout.assemble(entries).contiguous(memory_format=self._format)
 
     def _make_room(self, batch: int) -> Tensor:

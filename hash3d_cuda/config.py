@@ -30,6 +30,14 @@ _TABLE_OPTIONS = (
 )
 
 
+def _sampling_options(interval: int) -> dict[str, Any]:
+    """What ``interval`` demands: no coin, no threshold, the batch as one item, and steps 0 to ``interval`` - 1 in one
+    cell, ``interval`` to 2 ``interval`` - 1 in the next."""
+    grids = (Grid(1.0, 1.0, 1.0, interval),)
+    fixed = {"eta": 1.0, "groups": 1, "decide": "host", "match": "cell", "min_similarity": None}
+    return {**fixed, "grids": grids}
+
+
 @dataclass
 class Hash3DConfig:
     """What :func:`hash3d_cuda.apply_hash3d` is told. Everything has a default; all is validated at once.
@@ -54,6 +62,8 @@ class Hash3DConfig:
         strict: refuse poses and timesteps that lie on a GPU, instead of copying them (``stats().host_syncs``).
         compile: compile head, deep and tail with ``torch.compile(fullgraph=True)``; a dict is handed to it.
         feature_dtype: of the stored features; None keeps the feature's own, which makes a repeat exact.
+        interval: for a sampler's runs instead of views: every ``interval``-th step is computed in full. Set by
+            :meth:`every`, which sets what must go with it.
         grids: as in :class:`hash3d_cuda.HashTable`, like num_buckets, queue_length, match, weighting, similarity_decay,
             initial_similarity, min_similarity and azimuth_period.
 
@@ -83,6 +93,28 @@ class Hash3DConfig:
     min_similarity: float | None = None
     azimuth_period: float | None = 360.0
     feature_dtype: torch.dtype | None = None
+    interval: int | None = None
+
+    @classmethod
+    def every(cls, interval: int, position: int = 2, **options: Any) -> Hash3DConfig:
+        """For ``with cache.sampling():`` around a diffusers pipeline: of a run's steps 0, ``interval``, 2 ``interval``,
+        ... are computed in full, those between reuse the feature of the last full one. This is DeepCache (Ma et al.
+        2024) with uniform steps; its branch b is ``position`` b + 1. The table is one cell of ``interval`` steps.
+
+        Args:
+            interval: 1 or more; 1 reuses nothing.
+            position: k, see above.
+            **options: those that do not say what is reused: mode, max_conditions, capacity or memory_budget, compile,
+                feature_dtype, strict and the like.
+
+        Raises:
+            TypeError, ValueError: naming the option.
+        """
+        interval = check_int("interval", interval, 1)
+        if options.get("capacity") is None and options.get("memory_budget") is None:
+            options["capacity"] = options.get("max_conditions", 1)  # one entry each: the last full step's
+        preset = {**_sampling_options(interval), "num_buckets": 1, "queue_length": 1}
+        return cls(interval=interval, position=position, **{**preset, **options})
 
     def __post_init__(self) -> None:
         self.eta = check_real("eta", self.eta, 0.0, 1.0)
@@ -107,6 +139,16 @@ class Hash3DConfig:
             fail(ValueError, "capacity", expected, self.capacity, "raise it, or lower max_conditions")
         arguments = self.table_arguments(torch.float32, torch.device("cpu"))
         self.grids = TableOptions.build((1,), (1,), **arguments).grids
+        if self.interval is not None:
+            self.interval = check_int("interval", self.interval, 1)
+            self._check_sampling_options(self.interval)
+
+    def _check_sampling_options(self, interval: int) -> None:
+        """What would have other steps computed than each ``interval``-th."""
+        for name, wanted in _sampling_options(interval).items():
+            if getattr(self, name) != wanted:
+                remedy = f"use Hash3DConfig.every({interval}, ...) and leave {name} out"
+                fail(ValueError, name, f"{wanted!r} with interval={interval}", getattr(self, name), remedy)
 
     def _check_device_options(self) -> None:
         """What cannot go into one graph with a decision in it."""
