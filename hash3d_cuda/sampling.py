@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .keys import make_keys
 from .poses import HostCopies
 from .unet.adapter import Call
 from .unet.bound_call import BoundCall
@@ -22,6 +21,7 @@ from .unet.call import leaves
 
 _STEPWISE = {  # made anew at every step
     "sample",
+    "timestep",
     "down_block_additional_residuals",
     "mid_block_additional_residual",
     "down_intrablock_additional_residuals",
@@ -63,7 +63,7 @@ class Sampling:
 
     def keys(self, timestep: Any, firsts: Sequence[int], rows: int) -> Tensor:
         """Float32 ``[B, 4]`` on the CPU, B the length of ``firsts``. ``timestep`` is not read."""
-        return make_keys(0.0, 0.0, 0.0, self._step, device="cpu").expand(len(firsts), -1)
+        return torch.tensor([[0.0, 0.0, 0.0, self._step]]).expand(len(firsts), -1)
 
     def conditions(self, batch: int) -> list[Hashable]:
         """The run's id for each of ``batch`` items."""
@@ -112,6 +112,6 @@ class _Unwritten:
 
 def _conditioning(call: Call) -> list[Any]:
     """What a sampler makes once for a run, and the shape of what it makes at every step."""
-    given = call.given() if isinstance(call, BoundCall) else call.values()
-    tensors = leaves({name: value for name, value in given.items() if name not in _STEPWISE})
+    given = call.given() if isinstance(call, BoundCall) else vars(call)
+    tensors = leaves([value for name, value in given.items() if value is not None and name not in _STEPWISE])
     return [call.sample.shape, *(_Unwritten(value) for value in tensors if isinstance(value, Tensor))]

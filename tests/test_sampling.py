@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -253,19 +254,40 @@ def test_two_questions_at_one_step() -> None:
     cache.remove()
 
 
-def test_inference_mode_noise_and_threads_of_pipelines() -> None:
+def test_inference_mode_and_back() -> None:
     pipe = build_pipeline("text")
     expected = by_deepcache(pipe, 3, 1)
-    cache = apply(pipe, max_conditions=2)
+    cache = apply(pipe)
     with torch.inference_mode(), cache.sampling():
         assert torch.equal(draw(pipe), expected)
     with cache.sampling():
         assert torch.equal(draw(pipe), expected)
     cache.remove()
+
+
+def test_whole_outputs_reused() -> None:
+    pipe = build_pipeline("text")
     cache = apply(pipe, mode="noise")
     with cache.sampling():
         draw(pipe)
     assert (cache.stats().hits, cache.stats().misses) == (4, 2)
+    cache.remove()
+
+
+def test_two_threads_on_one_unet() -> None:
+    """Each has its own run, and with room for both the steps that it would have alone."""
+    pipes = [build_pipeline("text"), build_pipeline("text")]
+    pipes[1].unet = pipes[0].unet
+    cache = apply(pipes[0], 3, max_conditions=2)
+
+    def run(place: int) -> Tensor:
+        with cache.sampling():
+            return draw(pipes[place], prompt=place)
+
+    alone = [run(0), run(1)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(run, (0, 1)))
+    assert all(map(torch.equal, together, alone)) and cache.stats().hits == 4 * 4
     cache.remove()
 
 
