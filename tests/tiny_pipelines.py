@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from unet_shapes import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, build_unet
 
+from hash3d_cuda.config import Hash3DConfig
+from hash3d_cuda.hook import Hash3DCache, apply_hash3d
+
 _NO_PARTS: dict[str, Any] = dict(vae=None, text_encoder=None, tokenizer=None)
 _SCHEDULE: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
 _AS_RELEASED: dict[str, dict[str, Any]] = {  # with Stable Diffusion
@@ -71,3 +74,22 @@ def draw(pipe: Any, prompt: int = 0, seed: int = 0, prompts: int = 1, **options:
     if "ControlNet" in name:
         given |= dict(image=torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(4)))
     return pipe(**given | options).images
+
+
+def apply_every(pipe: Any, interval: int = 3, **options: Any) -> Hash3DCache:
+    """Under the pipeline's U-Net."""
+    return apply_hash3d(pipe.unet, Hash3DConfig.every(interval, **options))
+
+
+def watched(cache: Hash3DCache) -> list[str]:
+    """Fills up with what becomes of each forward from now on."""
+    kinds: list[str] = []
+    run = cache._run_cached
+
+    def noting(*args: Any) -> Any:
+        output = run(*args)
+        kinds.append(cache.last.kind)
+        return output
+
+    cache._run_cached = noting  # type: ignore[method-assign]
+    return kinds
