@@ -85,7 +85,7 @@ class CachedForward:
                 # When all rows ran, they came in the batch's order.
                 own = take_rows(feature, rows, len(feature)) if len(missing) == len(items) else feature
                 self._dtype, self._format = feature.dtype, memory_format_of(own)
-                entries = own.unflatten(0, (len(missing), self._config.groups))
+                entries = own.unflatten(0, (len(missing), self.layout.groups))
             if self._exchange is not None:
                 self._append_all(keys, latents, conditions, missing, entries if missing else None, tried)
             elif missing:
@@ -105,6 +105,15 @@ class CachedForward:
         """Drops tables and buffers, so that the next forward may have another shape."""
         self._rejected = self.rejected
         self.store = self._room = None
+
+    def take_as_one(self, rows: int) -> None:
+        """Makes a batch of ``rows`` rows one item. Entries of another number of rows are dropped."""
+        stored = rows if self.store is None else self.store.feature_shape[0]
+        if stored != rows:
+            self.forget_shapes()
+        if self.layout.groups != rows:
+            self.layout = RowLayout("group-major", rows)
+            self._room = None
 
     def release(self) -> None:
         """Lets go of the model; no call may follow."""
@@ -205,7 +214,7 @@ class CachedForward:
             return feature
         entries = [entry if entry is None else entry.to(self._dtype) for entry in found]
         for place, item in enumerate(missing):
-            entries[item] = feature.unflatten(0, (len(missing), self._config.groups))[place]
+            entries[item] = feature.unflatten(0, (len(missing), self.layout.groups))[place]
         return self.layout.assemble(entries).contiguous(memory_format=self._format)
 
     def _make_room(self, batch: int) -> Tensor:

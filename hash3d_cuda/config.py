@@ -30,6 +30,14 @@ _TABLE_OPTIONS = (
 )
 
 
+def _sampling_options(interval: int) -> dict[str, Any]:
+    """What ``interval`` demands: no coin, no threshold, the batch as one item, and steps 0 to ``interval`` - 1 in one
+    cell, ``interval`` to 2 ``interval`` - 1 in the next."""
+    grids = (Grid(1.0, 1.0, 1.0, interval),)
+    fixed = {"eta": 1.0, "groups": 1, "decide": "host", "match": "cell", "min_similarity": None}
+    return {**fixed, "grids": grids}
+
+
 @dataclass
 class Hash3DConfig:
     """What :func:`hash3d_cuda.apply_hash3d` is told. Everything has a default; all is validated at once.
@@ -65,6 +73,8 @@ class Hash3DConfig:
             in the docs. None: this process keeps to itself.
         feature_dtype: of the stored features; None keeps the feature's own, which makes a repeat exact. int8 and
             float8_e4m3fn take half of float16's memory, see :class:`hash3d_cuda.HashTable`.
+        interval: for a sampler's runs instead of views: every ``interval``-th step is computed in full. Set by
+            :meth:`every`, which sets what must go with it.
         grids: as in :class:`hash3d_cuda.HashTable`, like num_buckets, queue_length, match, weighting, similarity_decay,
             initial_similarity, min_similarity and azimuth_period.
 
@@ -98,6 +108,28 @@ class Hash3DConfig:
     azimuth_period: float | None = 360.0
     feature_dtype: torch.dtype | None = None
     process_group: Any = None
+    interval: int | None = None
+
+    @classmethod
+    def every(cls, interval: int, position: int = 2, **options: Any) -> Hash3DConfig:
+        """For ``with cache.sampling():`` around a diffusers pipeline: of a run's steps 0, ``interval``, 2 ``interval``,
+        ... are computed in full, those between reuse the feature of the last full one. This is DeepCache (Ma et al.
+        2024) with uniform steps; its branch b is ``position`` b + 1. The table is one cell of ``interval`` steps.
+
+        Args:
+            interval: 1 or more; 1 reuses nothing.
+            position: k, see above.
+            **options: those that do not say what is reused: mode, max_conditions, capacity or memory_budget, compile,
+                feature_dtype, strict and the like.
+
+        Raises:
+            TypeError, ValueError: naming the option.
+        """
+        interval = check_int("interval", interval, 1)
+        if options.get("capacity") is None and options.get("memory_budget") is None:
+            options["capacity"] = options.get("max_conditions", 1)  # one entry each: the last full step's
+        preset = {**_sampling_options(interval), "num_buckets": 1, "queue_length": 1}
+        return cls(interval=interval, position=position, **{**preset, **options})
 
     def __post_init__(self) -> None:
         self.eta = check_real("eta", self.eta, 0.0, 1.0)
@@ -125,6 +157,16 @@ class Hash3DConfig:
             fail(ValueError, "capacity", expected, self.capacity, "raise it, or lower max_conditions")
         arguments = self.table_arguments(torch.float32, torch.device("cpu"))
         self.grids = TableOptions.build((1,), (1,), **arguments).grids
+        if self.interval is not None:
+            self.interval = check_int("interval", self.interval, 1)
+            self._check_sampling_options(self.interval)
+
+    def _check_sampling_options(self, interval: int) -> None:
+        """What would have other steps computed than each ``interval``-th."""
+        for name, wanted in _sampling_options(interval).items():
+            if getattr(self, name) != wanted:
+                remedy = f"use Hash3DConfig.every({interval}, ...) and leave {name} out"
+                fail(ValueError, name, f"{wanted!r} with interval={interval}", getattr(self, name), remedy)
 
     def _check_process_group(self) -> None:
         from .distributed.group import check_group
@@ -133,9 +175,9 @@ class Hash3DConfig:
         if self.decide == "device":
             expected = '"host" with a process_group: how much there is to exchange must be known to the host'
             fail(ValueError, "decide", expected, self.decide, 'pass decide="host"')
-        for name in ("max_change", "target_x"):
+        for name in ("max_change", "target_x", "interval"):
             if getattr(self, name) is not None:
-                expected = "None with a process_group: ranks see other views, and would decide differently"
+                expected = "None with a process_group: ranks see other inputs, and would decide differently"
                 fail(ValueError, name, expected, getattr(self, name), "leave it out")
 
     def _check_freshness(self) -> None:

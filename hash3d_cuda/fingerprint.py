@@ -136,7 +136,8 @@ def _lora_state(layer: Any) -> Hashable:
     # diffusers multiplies the scaling by a call's scale and divides it again, which is off by a last bit at times.
     scaling = ((name, round(scale, 9)) for name, scale in layer.scaling.items())
     disabled = bool(getattr(layer, "disable_adapters", False))
-    return tuple(getattr(layer, "active_adapters", ())), tuple(scaling), bool(layer.merged), disabled
+    merged = tuple(getattr(layer, "merged_adapters", ()))  # fusing one more writes to weights where nothing counts it
+    return tuple(getattr(layer, "active_adapters", ())), tuple(scaling), bool(layer.merged), merged, disabled
 
 
 def _inputs(call: Call) -> Hashable:

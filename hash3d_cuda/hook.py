@@ -30,6 +30,7 @@ from .parts import FeatureParts, NoiseParts
 from .poses import HostCopies, Views
 from .root_hook import RootHook, has_hook, is_bare
 from .rows import RowLayout
+from .sampling import Sampling
 from .stats import CacheStats, Decision
 from .table import HashTable
 from .unet import Adapter, find_adapter
@@ -56,6 +57,10 @@ _REASONS = {
     "wiring": "the model's own forward does something between its blocks that the adapter's parts leave out",
     "transforms": "it runs under forward-mode differentiation or a torch.func transform (vmap, jvp, grad)",
 }
+_NEVER_GOES_ON = (
+    "hash3d: sampling: each call counts as a run of its own and is computed in full, because its embeddings are new "
+    "tensors, or written to, from step to step; make them once, before the loop"
+)
 _NOT_THE_USERS = ("hash3d_cuda", "torch", "diffusers", "accelerate")
 
 
@@ -137,12 +142,37 @@ class Hash3DCache:
         Raises:
             TypeError, ValueError: naming the argument.
         """
+        if self.config.interval is not None:
+            expected = "a cache whose Hash3DConfig has no interval"
+            fail(RuntimeError, "views", expected, self.config.interval, "use sampling(), or another configuration")
         kind = Views if self._device is None else DeviceViews
-        views = kind(elevation, azimuth, radius, timestep, condition, self._copies)
+        with self._told(kind(elevation, azimuth, radius, timestep, condition, self._copies)):
+            yield self
+
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[Hash3DCache]:
+        """The calls inside are the steps of a sampler, such as those of a diffusers pipeline: every ``interval``-th is
+        computed in full, those between reuse its feature (:meth:`Hash3DConfig.every`). The whole batch is one item.
+
+        A pipeline may be called any number of times inside: a call that does not go on where the last one was - other
+        embeddings, another tensor of timesteps, another shape - starts a run of its own and reuses nothing. In a loop
+        of your own, enter one block for each run, and make the embeddings before the loop.
+
+        Raises:
+            RuntimeError: the cache's configuration has no ``interval``.
+        """
+        if self.config.interval is None:
+            remedy = "apply_hash3d(unet, Hash3DConfig.every(3)), or use views()"
+            fail(RuntimeError, "sampling", "a cache whose Hash3DConfig has an interval", None, remedy)
+        with self._told(Sampling(self._copies)):
+            yield self
+
+    @contextlib.contextmanager
+    def _told(self, views: Views | Sampling) -> Iterator[None]:
         entered = self._local.views
         entered.append(views)
         try:
-            yield self
+            yield
         finally:
             entered.remove(views)  # not always the last: blocks may be left in another order
 
@@ -176,7 +206,7 @@ class Hash3DCache:
             misses=counts["miss"],
             bypasses=counts["bypass"],
             rejected=cached.rejected,
-            rows_saved=(counts["hit"] if self._device is None else counts["saved"]) * self.config.groups,
+            rows_saved=counts["saved"] * self.config.groups,
             nbytes=0 if cached.store is None else cached.store.nbytes,
             host_syncs=self._copies.count,
         )
@@ -277,13 +307,27 @@ class Hash3DCache:
                 call = self._adapter.bind(inner_args, inner_kwargs)
             except TypeError:  # an argument of a later diffusers, or the model's own complaint
                 return self._run_plain("arguments", args, kwargs)
+            if isinstance(views, Sampling):
+                self._follow(views, call)
             reason = self._why_plain(call)
             if reason is not None:
                 return self._run_plain(reason, args, kwargs)
             output = self._run_cached(call, views)
             return beneath.after(self._adapter.wrap(output, call))
 
-    def _run_cached(self, call: Call, views: Views) -> Tensor:
+    def _follow(self, run: Sampling, call: Call) -> None:
+        """The call is a step of a sampler: its batch is one item, of whatever size."""
+        if not isinstance(call.sample, Tensor) or len(call.sample) == 0:
+            return
+        run.follow(call)
+        assert isinstance(self._cached, CachedForward)
+        self._cached.take_as_one(len(call.sample))
+        self._relearn = True  # another shape is another run, and has no use for the entries of the last
+        if run.never_goes_on and "sampling" not in self._warned:
+            self._warned.add("sampling")
+            warnings.warn(_NEVER_GOES_ON, RuntimeWarning, stacklevel=_stacklevel())
+
+    def _run_cached(self, call: Call, views: Views | Sampling) -> Tensor:
         if self._device is not None:
             assert isinstance(views, DeviceViews)
             output, self.last = self._device(call, views, self._state.fingerprint(call))
@@ -291,13 +335,14 @@ class Hash3DCache:
             return output
         assert isinstance(self._cached, CachedForward)
         rows = len(call.sample)
-        batch = rows // self.config.groups
+        batch = rows // self._cached.layout.groups
         firsts = [rows_of_item[0] for rows_of_item in self._cached.layout.items(batch)]
         keys = views.keys(call.timestep, firsts, rows)
         state = self._state.fingerprint(call)
         conditions = [(condition, state) for condition in views.conditions(batch)]
         output, self.last = self._cached(call, keys, conditions)
         self._counts.update(self.last.kinds)
+        self._counts["saved"] += self.last.kinds.count("hit") * (rows // batch // self.config.groups)
         self._signature, self._relearn = _signature(call), False
         return output
 
@@ -315,7 +360,7 @@ class Hash3DCache:
         """Runs the U-Net as if there were no cache, though inside ``views``."""
         sample = self._adapter.sample_of(args, kwargs)
         rows = len(sample) if isinstance(sample, Tensor) and sample.dim() > 0 else 0
-        self._counts["bypass"] += max(rows // self.config.groups, 1)
+        self._counts["bypass"] += 1 if self.config.interval is not None else max(rows // self.config.groups, 1)
         self.last = Decision(plain=reason)
         if self._exchange is not None:
             self._exchange.abstain()
@@ -333,7 +378,7 @@ class Hash3DCache:
             return "device"
         if torch.is_grad_enabled() and self._wants_gradients(call):
             return "gradients"
-        if len(call.sample) == 0 or len(call.sample) % self.config.groups != 0:
+        if len(call.sample) == 0 or len(call.sample) % self._cached.layout.groups != 0:
             return "rows"
         if self._signature is not None and _signature(call) != self._signature:
             if not self._relearn:
@@ -347,7 +392,7 @@ class Hash3DCache:
         at_once = self._adapter.rows_at_once(call)
         if at_once == 1:
             return None
-        items = self._cached.layout.items(len(call.sample) // self.config.groups)
+        items = self._cached.layout.items(len(call.sample) // self._cached.layout.groups)
         runs = [rows[first : first + at_once] for rows in items for first in range(0, len(rows), at_once)]
         together = all(run == tuple(range(run[0], run[0] + at_once)) and run[0] % at_once == 0 for run in runs)
         return None if together else "frames"
@@ -375,11 +420,11 @@ class _Scopes(threading.local):
     """The ``views`` and ``bypass`` blocks that the current thread is in."""
 
     def __init__(self) -> None:
-        self.views: list[Views] = []
+        self.views: list[Views | Sampling] = []
         self.bypasses = 0
 
     @property
-    def current(self) -> Views | None:
+    def current(self) -> Views | Sampling | None:
         return self.views[-1] if self.views and not self.bypasses else None
 
 

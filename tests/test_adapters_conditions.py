@@ -1,8 +1,9 @@
 """Conditions never mix: wherever features of another condition would give a wrong answer, they are not served.
 
 What the cache notices by itself (weights, LoRA, attention processors, IP-Adapter scale, FreeU, which inputs there are)
-is tested in test_hook_conditions.py and test_hook_watch.py. Here: what ``views(condition=...)`` tells apart, for each
-kind of condition; that each such test could fail is shown by the wrong answer one gets under one id for two.
+is tested in test_conditions_noticed.py, test_hook_conditions.py and test_hook_watch.py. Here: what
+``views(condition=...)`` tells apart, for each kind of condition; that each such test could fail is shown by the wrong
+answer one gets under one id for two.
 """
 
 from __future__ import annotations
@@ -83,7 +84,62 @@ def classes() -> tuple[UNet2DConditionModel, Variants]:
     return unet, {name: inputs | {"class_labels": torch.tensor([label, 0])} for label, name in ((1, "a"), (2, "b"))}
 
 
-KINDS = {kind.__name__: kind for kind in (prompts, pictures, controls, image_prompts, classes)}
+def guidance_embeddings() -> tuple[UNet2DConditionModel, Variants]:
+    """LCM's ``timestep_cond``."""
+    unet = build_unet("uneven")
+    inputs = build_inputs(unet, rows=2)
+    return unet, {name: inputs | {"timestep_cond": 3 * random(2, 5, seed=seed)} for seed, name in enumerate("ab")}
+
+
+def added_conditions() -> tuple[UNet2DConditionModel, Variants]:
+    """SDXL's pooled text and sizes."""
+    unet = build_unet("sdxl")
+    inputs = build_inputs(unet, rows=2)
+    added = {
+        name: {"text_embeds": random(2, 10, seed=seed), "time_ids": 100 * random(2, 6, seed=seed)}
+        for seed, name in enumerate("ab")
+    }
+    return unet, {name: inputs | {"added_cond_kwargs": values} for name, values in added.items()}
+
+
+def attention_arguments() -> tuple[UNet2DConditionModel, Variants]:
+    """Tensors that only an attention processor knows what to do with."""
+    unet = build_unet("sd15")
+    unet.set_attn_processor(_ScaledBy())
+    inputs = build_inputs(unet, rows=2)
+    factors = {"a": 1.0, "b": -2.0}
+    return unet, {
+        name: inputs | {"cross_attention_kwargs": {"factor": torch.tensor(value)}} for name, value in factors.items()
+    }
+
+
+class _ScaledBy(AttnProcessor):
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Any = None,
+        factor: Any = 1.0,
+    ) -> torch.Tensor:
+        return factor * super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+def masks() -> tuple[UNet2DConditionModel, Variants]:
+    """Which tokens of the text count."""
+    unet = build_unet("sd15")
+    inputs = build_inputs(unet, rows=2)
+    kept = {"a": [1.0, 1, 1, 1, 1, 1, 1], "b": [1.0, 0, 0, 0, 0, 0, 0]}
+    return unet, {name: inputs | {"encoder_attention_mask": torch.tensor([mask] * 2)} for name, mask in kept.items()}
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        prompts, pictures, controls, image_prompts, classes, guidance_embeddings, added_conditions, attention_arguments,
+        masks,
+    )
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("mode", "room"), [("feature", 1), ("feature", 2), ("noise", 2)])

@@ -94,6 +94,19 @@ def test_hit_equals_deepcache(load):
     load("test_deepcache").check_deepcache(unet, sd_unet.make_call(unet, side=8, tokens=3))
 
 
+def test_samplers_equal_deepcaches(load):
+    pytest.importorskip("DeepCache", reason="the package DeepCache is missing")
+    pipelines = load("pipelines")
+    samplers = [
+        pipelines.shipped_prior(steps=3, views=1),
+        pipelines.stable_diffusion(steps=3, side=8, **SMALL),
+    ]
+    for sampler in samplers:
+        line = dict(zip(pipelines.COLUMNS, pipelines.row(sampler, interval=2, branch=1, rounds=1), strict=True))
+        assert line["Equal"] == "bit for bit" and line["PSNR ours, dB"] == line["PSNR DeepCache, dB"]
+        assert 5 < float(line["PSNR ours, dB"]) < 150
+
+
 def test_the_twin_shares_the_weights_but_not_the_modules(load):
     sd_unet = load("sd_unet")
     unet = sd_unet.make_unet("cpu", **SMALL)

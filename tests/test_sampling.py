@@ -1,0 +1,89 @@
+"""``cache.sampling()`` under diffusers pipelines: which steps are computed in full, and its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny_pipelines import SMALL, apply_every, build_pipeline, draw, watched
+from unet_shapes import build_unet
+
+from hash3d_cuda.config import Hash3DConfig
+from hash3d_cuda.hook import apply_hash3d
+
+
+def test_which_steps_are_full() -> None:
+    pipe = build_pipeline("text")
+    for interval, expected in ((1, "mmmmmm"), (2, "mhmhmh"), (4, "mhhhmh"), (20, "mhhhhh")):
+        cache = apply_every(pipe, interval)
+        kinds = watched(cache)
+        with cache.sampling():
+            draw(pipe)
+        assert "".join(kind[0] for kind in kinds) == expected
+        assert cache.stats().rows_saved == 2 * expected.count("h") and len(cache.table) == 1
+        cache.remove()
+
+
+def test_steps_that_share_a_timestep() -> None:
+    """Heun's method asks twice at each timestep: steps are counted, not timesteps."""
+    pipe = build_pipeline("text", "HeunDiscreteScheduler")
+    cache = apply_every(pipe, 3)
+    kinds = watched(cache)
+    with cache.sampling():
+        draw(pipe, num_inference_steps=4)
+    assert "".join(kind[0] for kind in kinds) == "mhhmhhm"
+    cache.remove()
+
+
+def test_whole_outputs_reused() -> None:
+    pipe = build_pipeline("text")
+    cache = apply_every(pipe, mode="noise")
+    with cache.sampling():
+        draw(pipe)
+    assert (cache.stats().hits, cache.stats().misses) == (4, 2)
+    cache.remove()
+
+
+def test_timesteps_are_not_waited_for() -> None:
+    """What a pipeline hands over is told by where it lies: even a cache that must not read it works."""
+    pipe = build_pipeline("text")
+    cache = apply_every(pipe, strict=True)
+    fetched = []
+    cache._copies.fetch = lambda name, value: fetched.append(name) or value  # type: ignore[method-assign]
+    with cache.sampling():
+        draw(pipe)
+    assert "timestep" not in fetched
+    assert cache.stats().hits == 4
+    cache.remove()
+
+
+def test_the_wrong_block_is_refused() -> None:
+    unet = build_unet("sd15", **SMALL)
+    cache = apply_hash3d(unet, Hash3DConfig.every(3))
+    with pytest.raises(RuntimeError, match=r"use sampling\(\)"), cache.views(0, 0, 1):
+        pass
+    cache.remove()
+    cache = apply_hash3d(unet, Hash3DConfig())
+    with pytest.raises(RuntimeError, match="every"), cache.sampling():
+        pass
+    cache.remove()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("eta", 0.5), ("groups", 2), ("decide", "device"), ("match", "bucket"), ("min_similarity", 0.9)],
+)
+def test_options_that_would_change_what_is_full(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected .* interval=3"):
+        Hash3DConfig.every(3, **{name: value})
+
+
+@pytest.mark.parametrize("interval", [0, 2.5, True, None])
+def test_what_is_no_interval(interval: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="interval: expected an integer of at least 1"):
+        Hash3DConfig.every(interval)
+
+
+def test_memory_is_one_entry_per_condition() -> None:
+    assert Hash3DConfig.every(3).capacity == 1 and Hash3DConfig.every(3, max_conditions=4).capacity == 4
+    assert Hash3DConfig.every(3, memory_budget="1MiB").capacity is None
