@@ -22,7 +22,8 @@ NAMES = {
     "zero123-unified": "zero123-unified-guidance",
 }
 TOLD_PROMPTS = ("sd", "unified")
-ALWAYS = {"eta": 1.0, "capacity": 60}
+SMALL = {"capacity": 60, "num_buckets": 101}
+ALWAYS = {"eta": 1.0, **SMALL}
 
 
 def load_addon(threestudio: ModuleType) -> ModuleType:

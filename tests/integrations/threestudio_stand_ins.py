@@ -17,10 +17,16 @@ from diffusers import DDPMScheduler
 from ldm_shapes import LatentDiffusion
 from ldm_shapes import build as build_ldm
 from torch import Tensor, nn
-from unet_shapes import build_unet
+from unet_shapes import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, build_unet
 
 SIZE = 8  # of latents
 WIDTH = {"sd": 12, "unified": 12, "zero123": 6, "zero123-unified": 12}  # of an embedding
+SMALL = {
+    "block_out_channels": (8, 16),
+    "down_block_types": (CROSS_DOWN, PLAIN_DOWN),
+    "up_block_types": (PLAIN_UP, CROSS_UP),
+    "layers_per_block": 1,
+}
 
 
 def threestudio_module() -> ModuleType:
@@ -116,7 +122,7 @@ def to_latents(rgb: Tensor) -> Tensor:
 
 class StableDiffusion(BaseObject):
     def configure(self) -> None:
-        self.unet = build_unet("sd15")
+        self.unet = build_unet("sd15", **SMALL)
 
     def forward_unet(self, latents: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         return self.unet(latents, t.to(latents.dtype), encoder_hidden_states=encoder_hidden_states).sample
@@ -162,9 +168,9 @@ class Unified(BaseModule):
 
     def configure(self) -> None:
         self.vsd_share_model = self.cfg.guidance_type == "vsd" and not self.cfg.own_phi
-        self.pipe = self.pipe_phi = SimpleNamespace(unet=build_unet(self.config))
+        self.pipe = self.pipe_phi = SimpleNamespace(unet=build_unet(self.config, **SMALL))
         if self.cfg.own_phi:
-            self.pipe_phi = SimpleNamespace(unet=build_unet(self.config, seed=1))
+            self.pipe_phi = SimpleNamespace(unet=build_unet(self.config, seed=1, **SMALL))
 
     @contextmanager
     def disable_unet_class_embedding(self, unet):

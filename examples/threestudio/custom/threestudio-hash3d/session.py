@@ -33,6 +33,7 @@ class Session:
     """What the mix-in asks before, within and after a guidance's call.
 
     Attributes:
+        unet: the pretrained U-Net.
         cache: the handle; None before the first step, and while the cache is off.
         repairs: whether the rows of negative prompts are to be put right just now.
     """
@@ -40,7 +41,7 @@ class Session:
     def __init__(self, guidance: Any, kind: Kind, options: Options) -> None:
         self.cache: h3d.Hash3DCache | None = None
         self._kind, self._options = kind, options
-        self._unet = kind.find_unet(guidance)
+        self.unet = kind.find_unet(guidance)
         self._prompts, self._pictures = PromptConditions(), PictureConditions(kind.picture)
         self._shared = getattr(guidance, "vsd_share_model", False) and guidance.cfg.vsd_use_lora
         self._step: dict[str, Any] | None = None  # what to tell the cache in this call
@@ -127,7 +128,7 @@ class Session:
 
     @property
     def _on_gpu(self) -> bool:
-        return next(self._unet.parameters()).is_cuda
+        return next(self.unet.parameters()).is_cuda
 
     @property
     def _tells_timesteps(self) -> bool:
@@ -175,7 +176,7 @@ class Session:
         self._drop()
         rows = "perp-neg" if groups == _PERP_NEG_ROWS else "group-major"
         told = {"max_conditions": limit, **self._options.cache}
-        self.cache = h3d.apply_hash3d(self._unet, h3d.Hash3DConfig(**told, groups=groups, rows=rows))
+        self.cache = h3d.apply_hash3d(self.unet, h3d.Hash3DConfig(**told, groups=groups, rows=rows))
         if self._loaded is not None:
             self._take_over(self.cache)
 
@@ -184,7 +185,7 @@ class Session:
         if state is None or state["groups"] != cache.config.groups:
             return
         try:
-            cache.load_state_dict(state["cache"], device=next(self._unet.parameters()).device)
+            cache.load_state_dict(state["cache"], device=next(self.unet.parameters()).device)
         except ValueError as error:
             threestudio.warn(f"hash3d: starts with an empty table: {error}")
 
