@@ -25,11 +25,10 @@ SHELLS = {
     "tinycudann", "nerfacc", "nvdiffrast", "cv2", "igl", "xatlas", "envlight", "controlnet_aux", "torchvision",
     "kornia", "taming", "clip", "mcubes", "pysdf", "wandb", "lpips", "IPython", "ipywidgets",
 }  # fmt: skip
-# Attention only where the latents of 64 x 64 are small already.
+# Latents are 64 x 64 here whatever the models, so attention is left to the lower level.
 COARSE = {
-    "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1,
-    "down_block_types": (PLAIN_DOWN, PLAIN_DOWN, PLAIN_DOWN, CROSS_DOWN),
-    "up_block_types": (CROSS_UP, PLAIN_UP, PLAIN_UP, PLAIN_UP),
+    "block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1,
+    "down_block_types": (PLAIN_DOWN, CROSS_DOWN), "up_block_types": (CROSS_UP, PLAIN_UP),
 }  # fmt: skip
 
 
@@ -50,7 +49,6 @@ class Upstream:
         self.threestudio, self.prompt = threestudio, PromptProcessorOutput
         threestudio.info = threestudio.warn = self.said.append
         self.addon = self.load("custom/threestudio-hash3d")
-        self.pipeline = self._save_pipeline()
 
     def load(self, name: str) -> ModuleType:
         """The add-on, by threestudio's own loader."""
@@ -69,11 +67,11 @@ class Upstream:
         if hash3d is not None:
             cfg["hash3d"] = hash3d
         if kind in ("sd", "unified"):
-            cfg["pretrained_model_name_or_path"] = str(self.pipeline)
+            cfg["pretrained_model_name_or_path"] = "small"
         if "unified" in kind:
             cfg |= {"vsd_use_camera_condition": False}  # its embedding has 1280 channels, whatever the U-Net
             cfg |= {"use_img_loss": False} if kind == "unified" else {}
-            cfg |= {"vsd_phi_model_name_or_path": str(self.pipeline)} if own_phi else {}
+            cfg |= {"vsd_phi_model_name_or_path": "phi"} if own_phi else {}
         if kind in ("zero123", "stable-zero123"):
             cfg["pretrained_config"] = str(self._write_config())
         with pytest.MonkeyPatch.context() as patch:
@@ -84,20 +82,6 @@ class Upstream:
 
     def width(self, kind: str) -> int:
         return 12
-
-    def _save_pipeline(self) -> Path:
-        """A Stable Diffusion pipeline's folder, without text: prompts come as embeddings."""
-        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=5)
-        text = CLIPTextModel(CLIPTextConfig(**small, bos_token_id=0, eos_token_id=1, projection_dim=8))
-        StableDiffusionPipeline(
-            vae=small_vae(AutoencoderKL), text_encoder=text, tokenizer=None, unet=build_unet("sd15", **COARSE),
-            scheduler=DDIMScheduler(clip_sample=False, steps_offset=1), safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(self.folder / "sd")  # fmt: skip
-        return self.folder / "sd"
 
     def _write_config(self) -> Path:
         path = self.folder / "zero123.yaml"
@@ -115,7 +99,12 @@ class Upstream:
             patch.setattr(module.Zero123Pipeline, "from_pretrained", load)
             patch.setattr(self.threestudio.find(NAMES[kind]), "prepare_image_embeddings", give_embeddings)
         else:
+            patch.setattr(module.StableDiffusionPipeline, "from_pretrained", small_pipeline)
             patch.setattr(module, "LoRAAttnProcessor", Adapter19, raising=False)
+            for name in ("DDIMScheduler", "DDPMScheduler"):
+                scheduler = getattr(module, name, None)
+                if scheduler is not None:
+                    patch.setattr(scheduler, "from_pretrained", lambda *args, made=scheduler, **kwargs: made())
 
 
 class Shell:
@@ -185,9 +174,19 @@ class Zero123Parts:
 
 
 def small_vae(autoencoder: Any) -> Any:
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     torch.manual_seed(0)
-    return autoencoder(block_out_channels=(4,) * 4, norm_num_groups=2, latent_channels=4, **blocks)
+    return autoencoder(block_out_channels=(4,), norm_num_groups=2, mid_block_add_attention=False)
+
+
+def small_pipeline(name: str, **kwargs: Any) -> Any:
+    """What ``StableDiffusionPipeline.from_pretrained`` would load, made in memory; prompts come as embeddings."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        vae=small_vae(AutoencoderKL), text_encoder=None, tokenizer=None, scheduler=DDIMScheduler(),
+        unet=build_unet("sd15", seed=int(name == "phi"), **COARSE), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
 
 
 def build_latent_diffusion() -> nn.Module:
@@ -195,8 +194,8 @@ def build_latent_diffusion() -> nn.Module:
     from extern.ldm_zero123.models.diffusion.ddpm import DiffusionWrapper, LatentDiffusion
 
     params = dict(
-        image_size=32, in_channels=8, out_channels=4, model_channels=32, num_res_blocks=2, attention_resolutions=[4],
-        channel_mult=[1, 1, 1], num_heads=2, use_spatial_transformer=True, context_dim=12, legacy=False,
+        image_size=32, in_channels=8, out_channels=4, model_channels=32, num_res_blocks=1, attention_resolutions=[2],
+        channel_mult=[1, 1], num_heads=2, use_spatial_transformer=True, context_dim=12, legacy=False,
     )  # fmt: skip
     torch.manual_seed(0)
     model = nn.Module()
