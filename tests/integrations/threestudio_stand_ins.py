@@ -40,7 +40,7 @@ def threestudio_module() -> ModuleType:
         main, _, mixed = name.partition(":")
         if not mixed:
             return known[main]
-        return type(name, tuple(known[part] for part in [*mixed.split(","), main]), {})
+        return type(f"{main}.{mixed}", tuple(known[part] for part in [*mixed.split(","), main]), {})
 
     module.register, module.find, module.said = register, find, said
     module.info = module.warn = said.append

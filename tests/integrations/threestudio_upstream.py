@@ -12,12 +12,12 @@ import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from threestudio_cases import ADDON, NAMES
+from threestudio_cases import ADDON, NAMES, SMALL, make_batch, make_prompt
 from torch import nn
 from unet_shapes import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, build_unet
 
@@ -219,3 +219,40 @@ def give_embeddings(guidance: Any) -> None:
     random = torch.Generator().manual_seed(0)
     guidance.clip_image_embeddings = torch.randn(1, 1, 12, generator=random)
     guidance.image_latents = torch.randn(1, 4, 32, 32, generator=random)
+
+
+def train_small(upstream: Upstream, folder: Path, steps: int, resume: Any = None) -> SimpleNamespace:
+    """Trains a picture by an upstream system's hooks under a real Lightning trainer, on the CPU; saves at the end."""
+    import pytorch_lightning as lightning
+    from threestudio.systems.base import BaseSystem
+
+    class Picture(BaseSystem):
+        def on_fit_start(self) -> None:
+            self.guidance = upstream.make("sd", {**SMALL, "eta": 0.5, "host_timesteps": True})
+            self.guidance.min_step = self.guidance.max_step = 500
+
+        def configure(self) -> None:
+            self.rgb = nn.Parameter(torch.full((1, 64, 64, 4), 0.5))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([self.rgb], lr=1e-3)
+
+        def update_step(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.kept = "hash3d_poses" in batch
+            out = self.guidance(self.rgb, make_prompt(upstream), **batch, rgb_as_latents=True)
+            self.log("train/hash3d_served", out["hash3d_served"])
+            self.syncs = out["hash3d_host_syncs"]
+            return out["loss_sds"]
+
+    upstream.threestudio.__modules__["picture-system"] = Picture
+    system = upstream.threestudio.find("picture-system:hash3d-system")({})
+    views = torch.utils.data.DataLoader([make_batch(1)] * steps, batch_size=None)
+    quiet = dict(enable_progress_bar=False, enable_model_summary=False, logger=False, enable_checkpointing=False)
+    torch.manual_seed(0)
+    trainer = lightning.Trainer(accelerator="cpu", max_steps=steps, default_root_dir=folder, **quiet)
+    trainer.fit(system, views, ckpt_path=resume)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    stats = str(system.guidance.hash3d.cache.stats())
+    return SimpleNamespace(stats=stats, syncs=system.syncs, kept=system.kept, checkpoint=str(folder / "last.ckpt"))
