@@ -3,7 +3,7 @@
     system.guidance_type: "stable-diffusion-guidance:hash3d"     # the cache, under one of five guidances
     system.system_type:   "dreamfusion-system:hash3d-system"     # optional: poses from the host, checkpoints
 
-See the README two folders up. Needs ``pip install hash3d-cuda`` and diffusers 0.35 or later.
+See the README two folders up. Needs the package hash3d-cuda and diffusers 0.35 or later.
 """
 
 from .guidance import Hash3D
