@@ -51,10 +51,8 @@ class GuidanceCache:
         self._calls = 0
         self._entered = contextlib.ExitStack()
         self._wrapped: list[tuple[Any, str, Any, Any]] = []
-        self._hooks = [
-            unet.register_forward_pre_hook(_Hook(self._before_call)),
-            unet.register_forward_hook(_Hook(self._after_call)),
-        ]
+        self._unet: nn.Module | None = unet
+        self._listen(unet)
 
     @contextlib.contextmanager
     def during(self, describe: Describe) -> Iterator[None]:
@@ -93,8 +91,8 @@ class GuidanceCache:
         vars(owner)[method] = wrapped
 
     def on_host(self, **values: Any) -> dict[str, Any]:
-        """``values`` for ``views``: the tensors ``[B]`` among them that lie on a GPU come to the host in one copy, which
-        is waited for and counted in ``stats().host_syncs``. With ``decide="device"`` they stay where they are.
+        """``values`` for ``views``: tensors ``[B]`` among them that lie on a GPU come to the host in one copy, which is
+        waited for and counted in ``stats().host_syncs``. With ``decide="device"`` they stay where they are.
 
         Raises:
             ValueError: one lies on a GPU, and ``strict=True``.
@@ -135,17 +133,29 @@ class GuidanceCache:
                     f"remove: expected {type(owner).__name__}.{method} as this cache left it, got one replaced since; "
                     "put it back first"
                 )
-        self.cache.remove()
+        if self._unet is None:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        try:
+            self.cache.remove()
+        except RuntimeError:
+            self._listen(self._unet)
+            raise
         for owner, method, before, _ in reversed(self._wrapped):
             del vars(owner)[method]
             if before is not _ABSENT:
                 vars(owner)[method] = before
-        for hook in self._hooks:
-            hook.remove()
-        self._wrapped, self._hooks = [], []
+        self._wrapped, self._unet = [], None
 
     def __str__(self) -> str:
         return f"hash3d: {self.stats()}"
+
+    def _listen(self, unet: nn.Module) -> None:
+        self._hooks = [
+            unet.register_forward_pre_hook(_Hook(self._before_call)),
+            unet.register_forward_hook(_Hook(self._after_call)),
+        ]
 
     def _before_call(self, unet: nn.Module, args: tuple[Any, ...]) -> None:
         self._entered.close()  # a call before raised

@@ -1,0 +1,254 @@
+"""examples/dreamgaussian under DreamGaussian's guidance classes: always under stand-ins with their call signatures, and
+under upstream's own source with ``HASH3D_DREAMGAUSSIAN=CHECKOUT``, on narrow random-weight models either way.
+
+Of upstream, torchvision, MVDream's and ImageDream's packages and the renderers are replaced where they are not
+installed; the models are the stand-ins' in both cases.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import guidance_stand_ins as stand_ins
+import pytest
+import torch
+from foreign_code import ROOT, SOURCES, checkout, importing
+
+from hash3d_cuda.unet import pose_from_camera
+
+KINDS = ("zero123", "sd", "mvdream", "imagedream")
+FRAMES = {"mvdream": 4, "imagedream": 4}
+WITHOUT = (
+    "torchvision",
+    "kiui",
+    "mvdream",
+    "imagedream",
+    "cv2",
+    "dearpygui",
+    "rembg",
+    "gs_renderer",
+    "grid_put",
+    "mesh",
+)
+SIZE = {"zero123": 32, "sd": 64, "mvdream": 32, "imagedream": 32}
+
+
+@pytest.fixture
+def add_on(monkeypatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "dreamgaussian"))
+    yield __import__("hash3d_dreamgaussian")
+    sys.modules.pop("hash3d_dreamgaussian", None)
+
+
+@pytest.fixture(params=SOURCES)
+def source(request) -> Iterator[Any]:
+    """Makes the guidance of one kind."""
+    if request.param == "stand-in":
+        yield stand_in
+        return
+    with importing(checkout("HASH3D_DREAMGAUSSIAN"), without=WITHOUT):
+        yield upstream
+
+
+def stand_in(kind: str) -> Any:
+    if kind in FRAMES:
+        return stand_ins.DreamMultiView(kind)
+    return stand_ins.DreamSD() if kind == "sd" else stand_ins.DreamZero123()
+
+
+def upstream(kind: str) -> Any:
+    """The original class around the stand-in's models, without its loading of weights."""
+    import importlib
+
+    module = importlib.import_module({"sd": "guidance.sd_utils"}.get(kind, f"guidance.{kind}_utils"))
+    name = {"sd": "StableDiffusion", "zero123": "Zero123", "mvdream": "MVDream", "imagedream": "ImageDream"}[kind]
+    like = stand_in(kind)
+    made = object.__new__(getattr(module, name))
+    torch.nn.Module.__init__(made)
+    vars(made).update({key: value for key, value in vars(like).items() if not key.startswith("_")})
+    made.alphas = made.scheduler.alphas_cumprod
+    made.embed = lambda number: embed(made, like, number)
+    if kind == "zero123":
+        made.pipe = SimpleNamespace(clip_camera_projection=lambda rows: rows[..., :6] + rows[..., 6:].mean(-1, True))
+        made.use_stable_zero123, made.unet = False, like.unet
+    elif kind == "sd":
+        made.unet = like.unet
+    else:
+        made.model = like.model
+        made.model.q_sample = lambda x, t, noise: made.scheduler.add_noise(x, noise, t)
+        made.model.apply_model = lambda x, t, given: like.model.model.diffusion_model(x, t, **given)
+        module.normalize_camera = normalize
+    made.decode_latents = lambda latents: latents
+    made.encode_imgs = lambda images: torch.nn.functional.interpolate(images, (SIZE[kind],) * 2)[:, :4]
+    embed(made, like, 0)
+    return made
+
+
+def embed(made: Any, like: Any, number: int) -> None:
+    like.embed(number)
+    made.embeddings = like.embeddings
+    if isinstance(made.embeddings, list):
+        made.embeddings[1] = torch.full((1, 4, 32, 32), float(number))
+    if getattr(like, "image_embeddings", None):
+        images = {**like.image_embeddings, "ip_img": torch.ones(1, 4, 32, 32)}
+        made.image_embeddings = {**images, "neg_ip_img": torch.zeros(1, 4, 32, 32)}
+
+
+def normalize(camera: torch.Tensor) -> torch.Tensor:
+    """Where MVDream's own is not installed: translations of length 1."""
+    camera = camera.reshape(-1, 4, 4).clone()
+    camera[:, :3, 3] /= camera[:, :3, 3].norm(dim=1, keepdim=True) + 1e-8
+    return camera.reshape(-1, 16)
+
+
+def start(add_on: Any, guidance: Any, kind: str, stage: str = "attach", **options: Any) -> SimpleNamespace:
+    """A ``GUI`` as ``prepare_train`` leaves it, with the cache attached."""
+    opt = SimpleNamespace(
+        mvdream=kind == "mvdream", imagedream=kind == "imagedream", elevation=-10, radius=2, batch_size=4
+    )
+    place = "zero123" if kind == "zero123" else "sd"
+    gui = SimpleNamespace(opt=opt, guidance_sd=None, guidance_zero123=None, enable_sd=False, enable_zero123=False)
+    setattr(gui, f"guidance_{place}", guidance)
+    setattr(gui, f"enable_{place}", True)
+    options = {"eta": 1.0, "capacity": 16, **options} if stage == "attach" else options
+    getattr(add_on, stage)(gui, **options)
+    gui.cache = gui.hash3d.caches[place].cache
+    return gui
+
+
+def step(gui: Any, kind: str, hors: list[int], ratio: float | None = 0.5, **more: Any) -> torch.Tensor:
+    """What main.py does with the guidance in a step."""
+    vers, radii, frames = [5] * len(hors), [0] * len(hors), FRAMES.get(kind, 1)
+    if gui.hash3d is not None:
+        gui.hash3d.look(vers, hors, radii)
+    guidance = gui.guidance_zero123 if kind == "zero123" else gui.guidance_sd
+    images = stand_ins.pictures(len(hors) * frames)
+    torch.manual_seed(1)
+    more = {"step_ratio": ratio, "as_latent": True, **more}
+    if kind == "zero123":
+        return guidance.train_step(images, vers, hors, radii, **more)
+    if frames == 1:
+        return guidance.train_step(images, **more)
+    turned = [orbit(-5, hor + 90 * frame, 2) for hor in hors for frame in range(frames)]
+    return guidance.train_step(images, torch.stack(turned), **more)
+
+
+def orbit(elevation: float, azimuth: float, radius: float) -> torch.Tensor:
+    """A camera of DreamGaussian's world as far as its place goes."""
+    e, a = math.radians(elevation), math.radians(azimuth)
+    matrix = torch.eye(4)
+    place = [math.cos(e) * math.sin(a), -math.sin(e), math.cos(e) * math.cos(a)]
+    matrix[:3, 3] = radius * torch.tensor(place)
+    return matrix
+
+
+def plain(gui: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    with gui.cache.bypass():
+        return step(gui, *args, **kwargs)
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_batch(add_on, source, kind, items):
+    """Item 0 stays, the others move, then all come again: every row goes to its own item."""
+    gui = start(add_on, source(kind), kind)
+    for turn, kinds in ((0, ["miss"] * items), (90, ["hit"] + ["miss"] * (items - 1)), (90, ["hit"] * items)):
+        hors = [item and item * 20 + turn for item in range(items)]
+        expected = plain(gui, kind, hors)
+        torch.testing.assert_close(step(gui, kind, hors), expected, rtol=1e-5, atol=1e-4)
+        assert gui.cache.last.kinds == tuple(kinds)
+    assert gui.cache.stats().host_syncs == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_prompt_or_picture_never_mixes(add_on, source, kind):
+    guidance = source(kind)
+    gui = start(add_on, guidance, kind)
+    first = step(gui, kind, [30])
+    guidance.embed(7)
+    expected = plain(gui, kind, [30])
+    assert not torch.allclose(expected, first, rtol=1e-4)
+    torch.testing.assert_close(step(gui, kind, [30]), expected)
+    assert gui.cache.last.kinds == ("miss",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_removal_restores(add_on, source, kind):
+    guidance = source(kind)
+    before, unet = dict(vars(guidance)), add_on.unet_of(guidance)
+    state = dict(vars(unet))
+    gui = start(add_on, guidance, kind)
+    step(gui, kind, [30])
+    gui.hash3d.remove()
+    after = dict(vars(unet))
+    assert vars(guidance) == before and after.keys() == state.keys()
+    assert not unet._forward_hooks and not unet._forward_pre_hooks
+    gui.hash3d = None
+    first = step(gui, kind, [30])
+    gui = start(add_on, guidance, kind)  # a second run
+    assert torch.equal(step(gui, kind, [30]), first)
+    add_on.attach(gui)  # a second start of the same GUI
+    assert gui.hash3d.caches and gui.cache.table is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_timesteps_are_drawn_on_the_host(add_on, source, kind, monkeypatch):
+    """Of one item: those that upstream then takes, over its whole range. The pin does not stay."""
+    guidance = source(kind)
+    gui = start(add_on, guidance, kind)
+    taken, told, views = [], [], gui.cache.views
+    monkeypatch.setattr(gui.cache, "views", lambda **given: [told.append(given["timestep"]), views(**given)][1])
+    handle = add_on.unet_of(guidance).register_forward_pre_hook(lambda module, args: taken.append(int(args[1].max())))
+    guidance.min_step, guidance.max_step = 100, 900
+    for _ in range(6):
+        step(gui, kind, [0], ratio=None)
+    handle.remove()
+    assert taken == told and len(set(taken)) > 3 and all(100 <= t <= 900 for t in taken)
+    assert (guidance.min_step, guidance.max_step) == (100, 900)
+
+
+def test_timesteps_of_several_items(add_on, source):
+    """Each has its own: taken from the U-Net's argument. Frames of several items get mixed ones upstream: no cache."""
+    gui = start(add_on, source("sd"), "sd")
+    step(gui, "sd", [0, 90], ratio=None)
+    assert gui.cache.last.kinds == ("miss", "miss")
+    gui = start(add_on, source("mvdream"), "mvdream")
+    step(gui, "mvdream", [0, 90], ratio=None)
+    assert gui.cache.stats().forwards == 0
+
+
+def test_directions_are_conditions(add_on, source):
+    """``hors`` chooses prompts by direction, where somebody passes it."""
+    guidance = source("sd")
+    guidance.embeddings.update(
+        {name: stand_ins.tokens(number) for number, name in enumerate(("front", "side", "back"), 20)}
+    )
+    gui = start(add_on, guidance, "sd", max_conditions=3)
+    for hors, kinds in (([59, 61], ("miss", "miss")), ([59, 61], ("hit", "hit")), ([58, 62], ("hit", "hit"))):
+        torch.manual_seed(1)
+        step(gui, "sd", hors, hors=hors)
+        assert gui.cache.last.kinds == kinds
+    assert len(gui.cache.tables) == 2
+
+
+def test_a_step_without_a_look_runs_plain(add_on, source):
+    gui = start(add_on, source("sd"), "sd")
+    step(gui, "sd", [0])
+    with pytest.warns(UserWarning, match=r"look\(vers, hors, radii\)"):
+        gui.guidance_sd.train_step(stand_ins.pictures(1), step_ratio=0.5, as_latent=True)
+    assert gui.cache.last.plain == "outside views"
+
+
+def test_poses_are_those_of_the_cameras(add_on):
+    """The elevation's sign, the offsets, and the world's axes, by way of the camera's place."""
+    opt = SimpleNamespace(elevation=-10, radius=2)
+    told = add_on.pose_of(opt, [5, 25], [-30, 170], [0, 1])
+    matrices = torch.stack([orbit(-5, -30, 2), orbit(15, 170, 3)])
+    for name, found in zip(("elevation", "azimuth", "radius"), pose_from_camera(matrices, up="y"), strict=True):
+        expected = torch.tensor(told[name])
+        torch.testing.assert_close(found, expected % 360 if name == "azimuth" else expected, rtol=1e-4, atol=1e-3)
+    assert told["elevation"] == [5.0, -15.0]
