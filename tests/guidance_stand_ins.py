@@ -106,7 +106,7 @@ class DreamZero123(Guidance):
         self.embed(0)
 
     def embed(self, name: int) -> None:
-        self.embeddings = [tokens(name), tokens(name).new_full((1, 4, 8, 8), name)]
+        self.embeddings = [tokens(name)[:, :1], torch.full((1, 4, 8, 8), float(name))]
 
     def train_step(
         self, pred_rgb, elevation, azimuth, radius, step_ratio=None, guidance_scale=5, as_latent=False,

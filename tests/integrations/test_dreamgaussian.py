@@ -7,6 +7,7 @@ installed; the models are the stand-ins' in both cases.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterator
@@ -252,3 +253,24 @@ def test_poses_are_those_of_the_cameras(add_on):
         expected = torch.tensor(told[name])
         torch.testing.assert_close(found, expected % 360 if name == "azimuth" else expected, rtol=1e-4, atol=1e-3)
     assert told["elevation"] == [5.0, -15.0]
+
+
+def test_refinement_reuses_within_a_picture(add_on):
+    """Ten denoising steps of two pictures: two in full, never from the picture before. (Stand-in; upstream's own second
+    stage runs in test_added_lines.py.)"""
+    gui = start(add_on, stand_in("sd"), "sd", "attach_refine")
+    for number in (1, 2):
+        gui.guidance_sd.refine(stand_ins.pictures(2, seed=number), strength=0.8)
+        served = gui.cache.served()
+        assert (served["misses"], served["hits"], served["bypasses"]) == (4 * number, 16 * number, 0)
+
+
+def test_refinement_with_every_step_in_full(add_on):
+    """Two pictures of a batch stay apart."""
+    gui = start(add_on, stand_in("sd"), "sd", "attach_refine", interval=1)
+    found = []
+    for inside in (contextlib.nullcontext(), gui.cache.bypass()):
+        torch.manual_seed(2)
+        with inside:
+            found.append(gui.guidance_sd.refine(stand_ins.pictures(2), strength=0.8))
+    assert torch.equal(*found) and gui.cache.served() == {"hits": 0, "misses": 20, "bypasses": 0}
