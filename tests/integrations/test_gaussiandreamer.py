@@ -26,8 +26,8 @@ WITHOUT = (
     "bitsandbytes", "clip", "controlnet_aux", "cubvh", "cv2", "diff_gaussian_rasterization", "einops", "envlight",
     "gaussiansplatting", "igl", "imageio", "jaxtyping", "kornia", "lightning", "lpips", "matplotlib", "mcubes",
     "nerfacc", "networkx", "nvdiffrast", "omegaconf", "open3d", "plyfile", "pysdf", "pytorch_lightning", "scipy",
-    "shap_e", "simple_knn", "skimage", "taming", "tinycudann", "torch_cluster", "torch_scatter", "torchmetrics", "torchvision",
-    "tqdm", "trimesh", "typeguard", "wandb", "xatlas",
+    "shap_e", "simple_knn", "skimage", "taming", "tinycudann", "torch_cluster", "torch_scatter", "torchmetrics",
+    "torchvision", "tqdm", "trimesh", "typeguard", "wandb", "xatlas",
 )  # fmt: skip
 
 
