@@ -46,9 +46,11 @@ def importing(*folders: Path, without: tuple[str, ...] = ()) -> Iterator[None]:
     finally:
         sys.path[:] = path
         sys.meta_path.remove(finder)
-        for name in set(sys.modules) - known:
-            if _is_from(sys.modules[name], folders) or isinstance(sys.modules[name], _Nothing):
-                del sys.modules[name]
+        new = {name: sys.modules[name] for name in set(sys.modules) - known}
+        # All are looked at before one goes: a package without a file asks its parent where it lies.
+        gone = [name for name, module in new.items() if isinstance(module, _Nothing) or _is_from(module, folders)]
+        for name in gone:
+            del sys.modules[name]
 
 
 def is_replaced(name: str) -> bool:

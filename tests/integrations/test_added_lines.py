@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dreamgaussian_cases as dreamgaussian
 import numpy as np
 import pytest
-import test_dreamgaussian as dreamgaussian
 import torch
 from foreign_code import ROOT, checkout, importing
 
@@ -42,8 +42,8 @@ ADDED = {
 }
 FILES = [(system, name) for system, files in ADDED.items() for name in files]
 WITHOUT = (
-    *dreamgaussian.WITHOUT, "tqdm", "trimesh", "plyfile", "diff_gaussian_rasterization", "simple_knn", "nvdiffrast",
-    "mesh_renderer", "scipy",
+    *dreamgaussian.WITHOUT, "diff_gaussian_rasterization", "mcubes", "nvdiffrast", "plyfile", "pygltflib", "pymeshlab",
+    "scipy", "simple_knn", "sklearn", "tqdm", "trimesh", "xatlas",
 )  # fmt: skip
 
 
