@@ -38,7 +38,7 @@ class GuidanceCache:
 
     Attributes:
         cache: the handle, a :class:`hash3d_cuda.hook.Hash3DCache`.
-        coin: draws timesteps on the host; its state is its own, and ``config.seed`` seeds it.
+        coin: draws timesteps on the host; its stream is its own, and follows from ``config.seed``.
 
     Raises:
         TypeError, ValueError: as ``apply_hash3d``.
@@ -46,7 +46,7 @@ class GuidanceCache:
 
     def __init__(self, unet: nn.Module, config: Hash3DConfig) -> None:
         self.cache = apply_hash3d(unet, config)
-        self.coin = random.Random(config.seed)
+        self.coin = random.Random(f"timesteps {config.seed}")  # not the stream that decides on retrievals
         self._describe: Describe | None = None
         self._calls = 0
         self._entered = contextlib.ExitStack()
@@ -203,6 +203,8 @@ def make_config(options: Mapping[str, Any], **defaults: Any) -> Hash3DConfig:
         from .sds.settings import parse_grids
 
         given["grids"] = parse_grids(given["grids"])
+    if "memory_budget" in given:
+        defaults.pop("capacity", None)
     return Hash3DConfig(**{**defaults, **given})
 
 

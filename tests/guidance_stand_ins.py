@@ -238,7 +238,7 @@ class Trainer:
 def guided(*predictions: Tensor) -> Tensor:
     """One number in which every row has a weight of its own, so that rows that change places show."""
     rows = torch.cat(predictions).flatten(1).double()
-    weights = torch.linspace(1, 2, rows.numel(), dtype=torch.float64).view_as(rows)
+    weights = torch.linspace(1, 2, rows.numel(), dtype=torch.float64, device=rows.device).view_as(rows)
     return (rows * weights).sum()
 
 

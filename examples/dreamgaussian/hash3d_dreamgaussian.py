@@ -50,11 +50,12 @@ class Stage:
         self._gui = gui
         self._frames = 5 if gui.opt.imagedream else 4 if gui.opt.mvdream else 1
         self.caches: dict[str, GuidanceCache] = {}
-        for name, frames in (("sd", self._frames), ("zero123", 1)):
+        for seed, (name, frames) in enumerate((("sd", self._frames), ("zero123", 1))):
             guidance = getattr(gui, f"guidance_{name}")
             if guidance is not None and getattr(gui, f"enable_{name}"):
                 rows = multi_view(frames) if frames > 1 else {}
-                self.caches[name] = GuidanceCache(unet_of(guidance), make_config(options, **rows, **defaults))
+                config = make_config(options, seed=seed, **rows, **defaults)
+                self.caches[name] = GuidanceCache(unet_of(guidance), config)
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {cache}" for name, cache in self.caches.items())

@@ -71,7 +71,7 @@ class Attached:
 
     def _attach_zero123(self, trainer: Any, options: dict[str, Any]) -> None:
         guidance, pictures = trainer.guidance["zero123"], len(self._opt.images)
-        config = make_config(options, max_conditions=pictures)  # [uncond, cond], once for each picture
+        config = make_config(options, seed=1, max_conditions=pictures)  # [uncond, cond], once for each picture
         cache = self.caches["zero123"] = GuidanceCache(guidance.model.model.diffusion_model, config)
         cache.wrap(guidance, "train_step", functools.partial(self._zero123_step, guidance))
 
