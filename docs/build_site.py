@@ -18,9 +18,26 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 SECTIONS = {
     "Start": ["index", "concepts", "decide", "generate", "hook", "table", "scaling"],
-    "In other code": ["adapters", "integrations", "threestudio", "dreamgaussian", "gaussiandreamer", "pipelines"],
+    "In other code": [
+        "adapters",
+        "pipelines",
+        "systems/index",
+        "systems/threestudio",
+        "systems/gaussiandreamer",
+        "systems/dreamgaussian",
+        "systems/stable-dreamfusion",
+    ],
     "What to expect": [
-        "plan", "tune", "recipes", "reuse", "limits", "quality", "metrics", "benchmarks", "reproduce", "claims",
+        "plan",
+        "tune",
+        "recipes",
+        "reuse",
+        "limits",
+        "quality",
+        "metrics",
+        "benchmarks",
+        "reproduce",
+        "claims",
     ],
     "Reference": ["api", "api-table", "api-hook", "file-format"],
     "Project": ["development", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD-PARTY.md"],
@@ -32,7 +49,8 @@ _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):<code>[~.]*([^<]*)</code
 
 def on_config(config: Any) -> Any:
     """Lists the pages that there are, in the order of ``SECTIONS``."""
-    there = {path.stem: path.name for path in sorted(DOCS.glob("*.md"))}
+    pages = [path.relative_to(DOCS) for path in sorted(DOCS.rglob("*.md"))]
+    there = {page.with_suffix("").as_posix(): page.as_posix() for page in pages}
     config.nav = []
     for section, names in SECTIONS.items():
         known = [there.pop(name, None) or (name if (ROOT / name).is_file() else None) for name in names]
@@ -46,7 +64,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Adds what lies outside docs/."""
     extra = [ROOT / name for names in SECTIONS.values() for name in names if (ROOT / name).is_file()]
-    for path in _linked([ROOT / "README.md", *extra, *DOCS.glob("*.md")]):
+    for path in _linked([ROOT / "README.md", *extra, *DOCS.rglob("*.md")]):
         if not path.is_relative_to(DOCS):
             uri = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, uri, abs_src_path=str(path)))

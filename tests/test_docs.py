@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+LINKING = sorted([*PAGES, *(ROOT / "examples").rglob("*.md")])
 LANGUAGES = {"python", "bash", "text"}  # text: shown, not run
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#\s]+)")
 # Blocks that install are run by .ci/run. The generations that docs show are cut short here; nothing else is changed.
 INSTALLS = "pip install"
 SHORT = 'hash3d() { case "$1" in generate|compare) command hash3d "$@" --steps 2 ;; *) command hash3d "$@" ;; esac; }'
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -39,18 +44,18 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_fence_has_a_known_language(page):
     assert {m[1] for m in FENCE.finditer(page.read_text(encoding="utf-8"))} <= LANGUAGES
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
 def test_relative_links_lead_somewhere(page):
     targets = LINK.findall(page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("page", pages_with("python"), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
 def test_python_blocks_run(page, folder):
     """In one namespace, from top to bottom, as somebody who types them would."""
     namespace: dict[str, object] = {"__name__": "__main__"}
@@ -58,7 +63,7 @@ def test_python_blocks_run(page, folder):
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", pages_with("bash"), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
 def test_bash_blocks_run(page, folder):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for line, code in blocks(page, "bash"):
