@@ -89,7 +89,7 @@ def run_once(context: Context, recipe: Any, asked: Any, cache: str) -> dict[str,
     told: dict[str, Any] = {"seed": context.seed, "cache": cache != "none", "device": context.device}
     if cache == "strong":
         recipe = with_settings(recipe, stronger)
-    done = distil_recipe(recipe, context.prior, asked, "small", **told)
+    done = distil_recipe(recipe, context.prior, asked, "small", clock=context.clock, **told)
     times = [time_metrics(run.log)[0] for run in done["runs"]]
     served = {name: sum(run.served[name] for run in done["runs"]) for name in ("hits", "misses", "bypasses")}
     tried, views = served["hits"] + served["misses"], sum(served.values())

@@ -49,7 +49,7 @@ def sweep(context: Context, subject: str, kind: str, steps: int, variants: Varia
     with ExitStack() as stack:
         runs = {}
         for one in variants:
-            run = SdsRun(with_own_hooks(prior), asked, variant(base, **one))
+            run = SdsRun(with_own_hooks(prior), asked, variant(base, **one), clock=context.clock)
             runs[label(one)] = stack.enter_context(run)
         take_turns(list(runs.values()))
         first = next(iter(runs.values()))

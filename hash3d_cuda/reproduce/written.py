@@ -60,6 +60,7 @@ def write_experiment(
         "date": date.today().isoformat(), "quick": context.quick, "objects": list(context.objects),
         "steps": context.steps, "seed": context.seed, "prior": context.prior_name,
         "device": context.device, "scale": context.scale, "summary": summary,
+        "seconds": "processor time of one thread" if context.device == "cpu" else "wall clock",
     }  # fmt: skip
     picture = context.out / f"{module.ID}.png"
     module.plot(summary, picture)
@@ -87,7 +88,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"The paper: {paper_text(content['paper'])}", "",
         f"![{content['title']}]({content['id']}.png)", "",
         f"{content['date']}, {content['machine']}; {content['prior']}, {content['device']}; objects: {objects}; "
-        f"seed {content['seed']}{'; quick' if content['quick'] else ''}.", "",
+        f"seed {content['seed']}; seconds are {content['seconds']}{'; quick' if content['quick'] else ''}.", "",
         "```text", content["command"], "```", "",
     ]  # fmt: skip
     return "\n".join(lines)

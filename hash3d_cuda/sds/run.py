@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class SdsRun:
         previous: the scene that the stage before left, or None.
         second: another prior and what it is asked for, where ``second_weight`` is not 0. It may be the same prior with
             another subject.
+        clock: as for :class:`hash3d_cuda.sds.timing.TimeSplit`.
 
     Raises:
         ValueError: the settings want a second prior and there is none, or a latent scene and there is a picture.
@@ -47,6 +48,7 @@ class SdsRun:
         *,
         previous: Any = None,
         second: tuple[Prior, Subject] | None = None,
+        clock: Callable[[], float] | None = None,
     ):
         from hash3d_cuda.sds.stages import stage_scene
 
@@ -61,7 +63,7 @@ class SdsRun:
         self._picture = [None if v is None else resized(v.to(self.device)[None], self.size)[0] for v in pictures]
         self.generator = torch.Generator(device=self.device)
         self.log = StepLog()
-        self.time = TimeSplit(self.device, self.log)
+        self.time = TimeSplit(self.device, self.log, clock)
         self.watch = LossWatch(self.device)
         asked = [(prior, subject)] + ([second] if second is not None and settings.second_weight else [])
         self.caches = attach_caches([prior for prior, _ in asked], settings)

@@ -28,6 +28,7 @@ def distil_recipe(
     scale: str = "small",
     *,
     second: tuple[Prior, Subject] | None = None,
+    clock: Callable[[], float] | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Runs all stages of a recipe without writing anything.
@@ -39,6 +40,7 @@ def distil_recipe(
         scale: ``"small"`` or ``"paper"``.
         second: a text prior and its subject for a recipe that asks two; None takes the same prior, where it takes names
             too, with the picture's name.
+        clock: as for :class:`hash3d_cuda.sds.timing.TimeSplit`.
         **overrides: fields of :class:`hash3d_cuda.sds.settings.GenerateSettings`, for every stage; ``steps=`` too.
 
     Returns:
@@ -58,7 +60,7 @@ def distil_recipe(
     runs: list[SdsRun] = []
     for settings in stages:
         previous = runs[-1].scene if runs else None
-        with SdsRun(prior, subject, settings, previous=previous, second=second) as run:
+        with SdsRun(prior, subject, settings, previous=previous, second=second, clock=clock) as run:
             while run.step < settings.steps:
                 run.train_step()
             run.time.collect(wait=True)
