@@ -61,6 +61,11 @@ def interrupt_the_command(context, number):
     time.sleep(600)
 
 
+def sleep_for_ever(context, number):
+    (context.out / "worker").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
 def experiment(numbers=(1, 2, 3), function=double, name="doubles"):
     def plot(summary, path):
         path.write_bytes(b"picture")
@@ -137,6 +142,25 @@ def test_an_interrupt_ends_the_workers(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         collect(experiment((3,), interrupt_the_command), context(tmp_path), jobs=2)
     assert not multiprocessing.active_children() and not list((tmp_path / "units").iterdir())
+
+
+def test_workers_of_a_parent_that_was_killed_end(tmp_path):
+    asked = (experiment((1,), sleep_for_ever), context(tmp_path), 2)
+    parent = multiprocessing.get_context("fork").Process(target=collect, args=asked)
+    parent.start()
+    worker = tmp_path / "worker"
+    until(lambda: worker.exists() and worker.read_text())
+    parent.kill()
+    parent.join()
+    until(lambda: not Path(f"/proc/{worker.read_text()}").exists())
+
+
+def until(done, seconds=120.0):
+    """Waits for something that other processes do; fails after far longer than it takes."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_summary_that_fails_does_not_take_the_others_along(tmp_path):

@@ -18,7 +18,7 @@ done is kept in DIR/units: the same command goes on where an earlier one was sto
 """
 # None of them is one that the scene's settings were chosen on.
 OBJECTS = ("chicken", "cactus", "rocking horse", "sofa", "desk", "mailbox", "green chair", "biplane", "forklift")
-QUICK, DEFAULT = {"objects": 2, "steps": 48}, {"objects": 4, "steps": 120}
+QUICK, DEFAULT = {"objects": 2, "steps": 48}, {"objects": 3, "steps": 120}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, see --list; all (default) is every one")
     parser.add_argument("--list", action="store_true", help="name the experiments and leave")
-    parser.add_argument("--quick", action="store_true", help="minutes: 2 objects, 48 steps (else 4 and 120)")
+    parser.add_argument("--quick", action="store_true", help="minutes: 2 objects, 48 steps (else 3 and 120)")
     parser.add_argument(
         "--out", type=to_folder, metavar="DIR", default=Path("hash3d-reproduce"), help="default hash3d-reproduce"
     )
