@@ -74,7 +74,8 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
 
 def point(found: dict[str, Any], method: str, name: str) -> dict[str, Any]:
     """The usual row and the change of SSIM."""
-    return {**row(found, name, method=method, run=name), "SSIM change": change(found, name, "ssim")}
+    first = {"method": method, "run": name}
+    return {**first, **row(found, name), "SSIM change": change(found, name, "ssim")}
 
 
 def accepted(found: dict[str, Any], run: str, position: int) -> str:
