@@ -96,7 +96,7 @@ def test_a_preset_and_what_is_given_over_it(tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     settings = metrics["settings"]
     assert (settings["sampler"], settings["eta"], settings["reuse"], settings["max_age"]) == ("anchored", 1.0, 0.5, 9)
-    assert settings["grids"] == [[2.5, 2.5, 0.05, 1000]] and metrics["coverage"]["regions"] == 16
+    assert settings["grids"] == [[5, 5, 0.1, 1000]] and metrics["coverage"]["regions"] == 16
 
 
 def test_path_or_name(tmp_path, monkeypatch):

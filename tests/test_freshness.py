@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from unet_shapes import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, build_inputs, build_unet
 
 import hash3d_cuda as h3d
-from hash3d_cuda.freshness import Freshness
+from hash3d_cuda.freshness import EtaControl, Freshness
 
 SMALL: dict[str, Any] = {
     "block_out_channels": (8, 16),
@@ -66,11 +67,16 @@ def test_change_of_the_shallow_features_decides() -> None:
 
 
 def test_the_share_follows_its_target() -> None:
-    for target in (0.3, 0.7):
-        loop = Loop(target_x=target, eta=0.0 if target > 0.5 else 1.0)
-        kinds = [kind for _ in range(240) for kind in loop.run(0.0, 100.0)][80:]
-        assert kinds.count("hit") / len(kinds) == pytest.approx(target, abs=0.12)
-        assert 0.0 <= loop.cache._cached.control.eta <= 1.0  # type: ignore[union-attr]
+    for target, start in ((0.3, 1.0), (0.7, 0.0), (0.95, 0.1)):
+        control, coin, hits = EtaControl(h3d.Hash3DConfig(target_x=target, eta=start)), random.Random(0), []
+        for _ in range(600):
+            hits.append(2 * (coin.random() < control.eta))
+            control.observe(hits[-1], 2)
+            assert 0.0 <= control.eta <= 1.0
+        assert sum(hits[100:]) / 1000 == pytest.approx(target, abs=0.04)
+    loop = Loop(target_x=1.0, eta=0.0)
+    kinds = [loop.run(0.0, 100.0) for _ in range(40)]
+    assert kinds[0] == ("bypass", "bypass") and kinds.count(("hit", "hit")) > 10
 
 
 @pytest.mark.parametrize(

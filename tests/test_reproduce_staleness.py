@@ -21,7 +21,7 @@ def tiny_prior():
     return TinyPrior(size=64, vocabulary=ground_truth_names())
 
 
-def context(folder, steps=8):
+def context(folder, steps=4):
     return Context(folder, True, (NAME,), steps, 0, tiny_prior)
 
 
@@ -34,10 +34,10 @@ def test_ageing_compares_every_pair_of_probes(tmp_path, monkeypatch):
     where = context(tmp_path)
     found = results(ageing, where)
     pairs = found[f"ageing, {NAME}"]["pairs"]
-    assert sorted(one["age"] for one in pairs) == [0] * 4 + [2] * 3 + [4] * 2 + [6]
+    assert sorted(one["age"] for one in pairs) == [0] * 4 + [1] * 3 + [2] * 2 + [3]
     assert all(0 < one["feature"] < 3 and 0 <= one["shallow"] < 3 and -1 <= one["cosine"] <= 1.001 for one in pairs)
     summary = ageing.summarise(where, found)
-    assert [row["age, steps"] for row in summary["rows"]] == [0, 2, 4, 6] and len(summary["findings"]) == 2
+    assert [row["age, steps"] for row in summary["rows"]] == [0, 1, 2, 3] and len(summary["findings"]) == 2
     ageing.plot(summary, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
@@ -89,7 +89,7 @@ def test_the_verdict_follows_the_figures(change, verdict):
     base = {"x": 0.0, "speed_up": 1.0, "bound_step": 1.0, "unet_speed_up": 1.0, "bound_unet": 1.0,
             "unet_share_of_step": 0.4, "quality": {"psnr": 26.0, "ssim": 0.9}}  # fmt: skip
     ours = {**base, "x": 0.85, "speed_up": 1.3, "quality": {"psnr": 26.0 + change, "ssim": 0.899}}
-    said = frontier.accepted({NAME: {"runs": {"none": base, frontier.OURS: ours}}})
+    said = frontier.accepted({NAME: {"runs": {"none": base, frontier.OURS: ours}}}, frontier.OURS, 2)
     assert f"PSNR {change:+.2f} dB (wanted -0.2 or {verdict}" in said
     assert "x = 0.850 (wanted 0.85): met" in said and "as fast (wanted 2.5; bound 1.00" in said
     assert "is 40%" in said or "at 40%" in said

@@ -89,7 +89,9 @@ def add_feature_dtype(group: Any) -> None:
 def add_reuse_options(parser: argparse.ArgumentParser) -> None:
     """What makes more views hit, and what keeps entries from being served too long."""
     group = parser.add_argument_group("more reuse (see docs/reuse.md)")
-    group.add_argument("--preset", choices=("fast",), help="fast: --sampler anchored --eta 1 --grids anchor")
+    group.add_argument(
+        "--preset", choices=("fast",), help="fast: --sampler anchored --eta 1 --grids anchor --position 4"
+    )
     group.add_argument(
         "--sampler", choices=("uniform", "anchored"), help="poses: uniform (default), or most return to live entries"
     )

@@ -81,8 +81,8 @@ def _interval(every: int) -> Callable[[GenerateSettings], Changes]:
 
 
 def _anchored(reuse: float, **changes: Any) -> Changes:
-    """The preset "fast" at a share of views that return, with a table of its own size."""
-    return {**PRESETS["fast"], "reuse": reuse, "capacity": None, "memory_budget": None, **changes}
+    """The preset "fast" at a share of views that return, with a table of its own size; cut at position 2 by default."""
+    return {**PRESETS["fast"], "position": 2, "reuse": reuse, "capacity": None, "memory_budget": None, **changes}
 
 
 ABLATIONS: dict[str, Ablation] = {
@@ -106,7 +106,10 @@ ABLATIONS: dict[str, Ablation] = {
     **{f"buckets-{n}": Ablation(f"n = {n}", {"num_buckets": n}) for n in (200, 1000, 100_003)},
     **{f"interval-{n}": Ablation(f"every {n}th step in full", _interval(n)) for n in (2, 4, 7)},
     **{f"anchored-{s}": Ablation(f"anchored views, {s}% return", _anchored(s / 100)) for s in (50, 70, 85)},
-    "anchored-85-position-4": Ablation("anchored, position 4", _anchored(0.85, position=4)),
+    **{
+        f"anchored-{s}-position-{k}": Ablation(f"anchored, {s}% return, position {k}", _anchored(s / 100, position=k))
+        for s, k in ((85, 3), (70, 4), (85, 4), (93, 4))
+    },
     "anchored-85-no-cache": Ablation("anchored views, no cache", _anchored(0.85, cache=False)),
     "anchored-85-4-views": Ablation("anchored, 4 views a step", _anchored(0.85, views_per_step=4)),
     "none-4-views": Ablation("no cache, 4 views a step", {"cache": False, "views_per_step": 4}),

@@ -31,11 +31,11 @@ SHADINGS = ("albedo", "lambert", "textureless", "normal", "random")
 # to 30 timesteps forget a view after some steps.
 POSE_GRIDS: tuple[Grid, ...] = (Grid(5.0, 5.0, 0.5, 1000.0), Grid(7.0, 7.0, 0.5, 1000.0), Grid(10.0, 10.0, 0.5, 1000.0))
 # One cell around each anchor, open in timestep.
-ANCHOR_GRIDS: tuple[Grid, ...] = (Grid(2.5, 2.5, 0.05, 1000.0),)
+ANCHOR_GRIDS: tuple[Grid, ...] = (Grid(5.0, 5.0, 0.1, 1000.0),)
 DEFAULT_BUDGET = 256 * 2**20
 NAMED_GRIDS = {"paper": PAPER_GRIDS, "pose": POSE_GRIDS, "anchor": ANCHOR_GRIDS}
 SAMPLERS = ("uniform", "anchored")
-PRESETS: dict[str, dict[str, Any]] = {"fast": {"sampler": "anchored", "eta": 1.0, "grids": ANCHOR_GRIDS}}
+PRESETS: dict[str, dict[str, Any]] = {"fast": {"sampler": "anchored", "eta": 1.0, "grids": ANCHOR_GRIDS, "position": 4}}
 """Settings by name, for ``GenerateSettings(**PRESETS[name])`` and the command line's ``--preset``."""
 
 
@@ -143,7 +143,7 @@ class GenerateSettings:
     target_x: float | None = None
     sampler: str = "uniform"
     reuse: float = 0.85
-    anchors: int = 10
+    anchors: int = 20
     jitter: float = 1.0
     fresh_power: float = 1.5
     decide: str = "host"
