@@ -27,7 +27,7 @@ class Header(NamedTuple):
     """What a rank says of its part in an exchange; numbers, so that they travel as one int64 tensor."""
 
     state: int
-    count: int = 0
+    items: int = 0
     tried: int = 0
     condition: int = 0
     layout: int = 0
@@ -97,11 +97,10 @@ class Exchange:
         counts = self._heed(self._tell(own))
         if counts is None:
             return None
-        gathered = (
-            gather_rows(rows, counts, what, self.group)
-            for rows, what in ((keys, "keys"), (latents, "latents"), (features, "features"))
-        )
-        return (*gathered, counts)  # type: ignore[return-value]
+        keys = gather_rows(keys, counts, "keys", self.group)
+        latents = gather_rows(latents, counts, "latents", self.group)
+        features = gather_rows(features, counts, "features", self.group)
+        return keys, latents, features, counts
 
     def _tell(self, header: Header) -> list[Header]:
         """Every rank's header."""
@@ -122,7 +121,7 @@ class Exchange:
             values = [getattr(header, name) for header in headers]
             if len(set(values)) > 1:
                 raise ValueError(f"process_group: ranks 0 to {len(headers) - 1} {remedy} ({name}: {values})")
-        return [header.count for header in headers]
+        return [header.items for header in headers]
 
 
 def checksum(value: Hashable) -> int:
