@@ -112,8 +112,8 @@ def add_reuse_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
-    """The settings that the command line names, over its --preset, over those in its --settings file, over ``defaults``;
-    grids parsed."""
+    """The settings that the command line names, over its --preset, over its --settings file, over ``defaults``; grids
+    parsed."""
     from hash3d_cuda.sds.settings import PRESETS, GenerateSettings, parse_grids
 
     names = {field.name for field in fields(GenerateSettings)}

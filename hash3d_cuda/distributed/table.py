@@ -102,7 +102,7 @@ class ReplicatedTable:
         """
         state = self.table._state_dict()
         state["counters"] = state["counters"][:2]  # queries and hits are each rank's own
-        sums = [zlib.crc32(tensor.flatten().view(torch.uint8).numpy()) for tensor in state.values()]
+        sums = [zlib.crc32(tensor.flatten().view(torch.uint8).numpy().tobytes()) for tensor in state.values()]
         own = torch.tensor(sums, dtype=torch.int64)
         all_sums = torch.empty(self._exchange.size * len(own), dtype=torch.int64)
         all_gather(all_sums, own, "checksums", self._exchange.group)
