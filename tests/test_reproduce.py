@@ -307,6 +307,8 @@ def test_macs_are_told_beside_the_papers(tmp_path):
 def test_names_and_aliases():
     assert [module.ID for module in registry.find("Figure 9")] == ["figure-9"]
     assert registry.find("table-2") == registry.find("tables-1-2")
+    assert [module.ID for module in registry.find("reuse")] == ["frontier", "gates", "ageing", "mismatch"]
+    assert "frontier" not in [module.ID for module in registry.find("all")]
     with pytest.raises(ValueError, match=r"figure-2, .*, or all; got 'figure-99'"):
         registry.find("figure-99")
 
