@@ -24,7 +24,9 @@ QUICK, DEFAULT = {"objects": 2, "steps": 48}, {"objects": 3, "steps": 120}
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Fills the subcommand's parser."""
     parser.epilog = EPILOG
-    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments, see --list; all (default): of the paper; reuse: of our own")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="see --list; all (default): the paper's; reuse: those of our own"
+    )
     parser.add_argument("--list", action="store_true", help="name the experiments and leave")
     parser.add_argument("--quick", action="store_true", help="minutes: 2 objects, 48 steps (else 3 and 120)")
     parser.add_argument(
