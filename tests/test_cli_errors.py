@@ -16,7 +16,9 @@ SMALL = ["--steps", "2", "--scene-size", "8", "--turntable-frames", "3", "--turn
 
 @pytest.fixture(autouse=True)
 def tiny_prior(monkeypatch):
-    monkeypatch.setattr("hash3d_cuda.prior.load_prior", lambda name=None, device="cpu": TinyPrior(), raising=False)
+    monkeypatch.setattr(
+        "hash3d_cuda.prior.load_prior", lambda name=None, device="cpu", encoder=None: TinyPrior(), raising=False
+    )
 
 
 def fails(capsys, code, *words, argv):

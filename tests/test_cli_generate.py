@@ -22,7 +22,7 @@ CODE = """
 import sys, hash3d_cuda.prior
 from sds_stand_ins import TinyPrior
 from hash3d_cuda.cli import main
-hash3d_cuda.prior.load_prior = lambda name=None, device="cpu": TinyPrior()
+hash3d_cuda.prior.load_prior = lambda name=None, device="cpu", encoder=None: TinyPrior()
 sys.exit(main(sys.argv[1:]))
 """
 CACHE = ["--eta", "0.7", "--grids", "90,120,1,300"]
@@ -30,7 +30,9 @@ CACHE = ["--eta", "0.7", "--grids", "90,120,1,300"]
 
 @pytest.fixture(autouse=True)
 def tiny_prior(monkeypatch):
-    monkeypatch.setattr("hash3d_cuda.prior.load_prior", lambda name=None, device="cpu": TinyPrior(), raising=False)
+    monkeypatch.setattr(
+        "hash3d_cuda.prior.load_prior", lambda name=None, device="cpu", encoder=None: TinyPrior(), raising=False
+    )
 
 
 def views(folder):

@@ -28,7 +28,7 @@ _context = multiprocessing.get_context("fork")
 def tiny_prior(monkeypatch):
     loads: list[object] = []
 
-    def load(name=None, device="cpu"):
+    def load(name=None, device="cpu", encoder=None):
         loads.append(name)
         return TinyPrior()
 
@@ -152,7 +152,9 @@ class Slow(TinyPrior):
 def start(argv, monkeypatch, prior=Slow):
     """A worker in a process of its own."""
     with monkeypatch.context() as patch:
-        patch.setattr("hash3d_cuda.prior.load_prior", lambda name=None, device="cpu": prior(), raising=False)
+        patch.setattr(
+            "hash3d_cuda.prior.load_prior", lambda name=None, device="cpu", encoder=None: prior(), raising=False
+        )
         process = _context.Process(target=lambda: sys.exit(main([*argv, "--quiet"])), daemon=True)
         process.start()
     return process

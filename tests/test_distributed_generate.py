@@ -162,7 +162,7 @@ def run_command(names, argv, act):
 
     torch.set_num_threads(1)
     os.environ.update({name: str(value) for name, value in names.items()})
-    hash3d_cuda.prior.load_prior = lambda name=None, device="cpu": TinyPrior()
+    hash3d_cuda.prior.load_prior = lambda name=None, device="cpu", encoder=None: TinyPrior()
     before = SdsRun.train_step
 
     def train_step(run):

@@ -144,7 +144,7 @@ def test_waiting_is_noticed(gpu, monkeypatch, planted):
 
     run = start(prior, replace(SETTINGS, device="cuda"))
     run.train_step()
-    monkeypatch.setattr(prior, "encode", waiting)
+    monkeypatch.setattr(run.guidance, "encode", waiting)
     with gpu.watch(), pytest.raises(HostWaits):
         run.train_step()
     run.train_step()  # outside the watch it is a step like any other
