@@ -63,7 +63,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_command_line_goes_first(tmp_path):
     path = tmp_path / "s.toml"
     path.write_text("eta = 0.7\nposition = 3\ncapacity = 5\n")
-    nothing = dict(settings=str(path), eta=None, position=None, memory_budget=None, grids=None)
+    nothing = dict(settings=str(path), preset=None, eta=None, position=None, memory_budget=None, grids=None)
     assert given_settings(argparse.Namespace(**nothing)) == {"eta": 0.7, "position": 3, "capacity": 5}
     options = argparse.Namespace(**{**nothing, "eta": 0.9, "memory_budget": "1GiB"})
     assert given_settings(options, eta=0.5) == {"eta": 0.9, "position": 3, "memory_budget": "1GiB"}

@@ -37,9 +37,17 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
-    subcommands: dict[str, Parser]
+    def error(self, message: str) -> NoReturn:
+        print(f"hash3d: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
 
-    def command(self, name: str) -> Parser:
+
+class CommandParser(Parser):
+    """That of ``hash3d``, whose errors its caller tells: they may be those of a line in a file."""
+
+    subcommands: dict[str, CommandParser]
+
+    def command(self, name: str) -> CommandParser:
         """The parser of a subcommand."""
         return self.subcommands[name]
 
@@ -47,9 +55,9 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def build_parser(command: str | None = None) -> Parser:
+def build_parser(command: str | None = None) -> CommandParser:
     """The whole command line; only ``command``'s own options are filled in, which keeps ``--help`` fast."""
-    parser = Parser(
+    parser = CommandParser(
         prog="hash3d",
         description="3D from a 2D diffusion prior, with a pose-aware feature cache.",
         epilog=EXAMPLES,
@@ -57,7 +65,7 @@ def build_parser(command: str | None = None) -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"hash3d {version()}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
     parser.subcommands = commands.choices
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(
