@@ -153,8 +153,7 @@ class ResumedStore(TableStore):
         storage.fill(path, table.table, tensors)
         table.appended = int(tensors["counters"][0])
         if table._index is not None:
-            blank = torch.zeros(len(tensors["serials"]), 1)  # the host's index holds keys and chains alone
-            table._index._table._load_state_dict({**tensors, "latents": blank, "features": blank})
+            table._index.load(tensors)
         self._tables[name] = table
         self._waiting += 1
 
@@ -267,7 +266,8 @@ def _resume_policy(cache: Hash3DCache, about: dict[str, Any], store: TableStore 
         for table, state in zip(tables, saved["freshness"], strict=True):
             if table.freshness is not None and state is not None:
                 table.freshness.load(state)
-        return int(saved["forward"]), min(max(float(saved["eta"]), 0.0), 1.0)
+        eta = cache.config.eta if cache.config.target_x is None else float(saved["eta"])
+        return int(saved["forward"]), min(max(eta, 0.0), 1.0)
     except (TypeError, ValueError, KeyError):
         fail(ValueError, path, "the policy that Hash3DCache.state_dict() returned", saved, "save it again")
 

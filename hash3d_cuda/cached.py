@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .checks import fail
+from .checks import QUANTISED_DTYPES, fail
 from .config import Hash3DConfig
 from .freshness import EtaControl, sketch_items
 from .parts import Parts
@@ -106,6 +106,11 @@ class CachedForward:
         self._rejected = self.rejected
         self.store = self._room = None
 
+    def sit_out(self) -> None:
+        """Counts a forward that went to the plain U-Net here, while other ranks may have tossed and counted."""
+        self._coin.random()
+        self.forward += 1
+
     def take_as_one(self, rows: int) -> None:
         """Makes a batch of ``rows`` rows one item. Entries of another number of rows are dropped."""
         stored = rows if self.store is None else self.store.feature_shape[0]
@@ -181,8 +186,8 @@ class CachedForward:
         table = None if self.store is None else self.store.find(condition)
         if entries is None:  # all hit, so there is a store
             entries = torch.empty(0, *self.store.feature_shape, dtype=self._dtype, device=self.store.device)
-        stored = self._config.feature_dtype
-        if stored is not None and stored.is_floating_point and 2 <= stored.itemsize < entries.dtype.itemsize:
+        stored = torch.float16 if self._config.feature_dtype in QUANTISED_DTYPES else self._config.feature_dtype
+        if stored is not None and stored.itemsize < entries.dtype.itemsize:
             entries = entries.to(stored)  # as the tables do it, so that no bytes are sent in vain
         entries = entries.contiguous()
         mine = take_rows(latents, missing, len(latents)) if missing else latents[:0]

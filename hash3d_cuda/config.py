@@ -34,7 +34,8 @@ def _sampling_options(interval: int) -> dict[str, Any]:
     """What ``interval`` demands: no coin, no threshold, the batch as one item, and steps 0 to ``interval`` - 1 in one
     cell, ``interval`` to 2 ``interval`` - 1 in the next."""
     grids = (Grid(1.0, 1.0, 1.0, interval),)
-    fixed = {"eta": 1.0, "groups": 1, "decide": "host", "match": "cell", "min_similarity": None}
+    kept = dict.fromkeys(("min_similarity", "max_age", "max_change", "target_x"))
+    fixed = {**kept, "eta": 1.0, "groups": 1, "decide": "host", "match": "cell"}
     return {**fixed, "grids": grids}
 
 

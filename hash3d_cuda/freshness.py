@@ -62,7 +62,9 @@ class Freshness:
         fine = torch.ones_like(newest, dtype=torch.bool)
         if self._max_age is not None:
             fine &= forward - self._births[slots] <= self._max_age
-        if self._max_change is not None and self._sketches is not None and sketch is not None:
+        if self._max_change is not None:
+            if self._sketches is None or sketch is None:  # such as entries of a run that had no max_change
+                return (newest < 0).all(1)
             then = self._sketches[slots]  # [N, M, D]
             change = (sketch[:, None] - then).abs().mean(-1) / then.abs().mean(-1).clamp(min=1e-12)
             fine &= change <= self._max_change  # NaN passes nothing
@@ -97,8 +99,10 @@ class EtaControl:
 
 
 def sketch_items(hidden: Tensor, items: Sequence[Sequence[int]]) -> Tensor:
-    """The shallow features [rows, C, ...] of every item, averaged over space: float32 [B, G * C]."""
-    means = hidden.detach().flatten(2).float().mean(-1)
+    """The shallow features of every item, averaged over space: float32 [B, G * C]. They are [rows, C, ...], or a
+    transformer's [rows, tokens, C]."""
+    hidden = hidden.detach().float()
+    means = hidden.mean(1) if hidden.dim() == 3 else hidden.flatten(2).mean(-1)
     return torch.stack([means[list(rows)].flatten() for rows in items])
 
 

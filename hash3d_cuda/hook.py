@@ -363,6 +363,8 @@ class Hash3DCache:
         self._counts["bypass"] += 1 if self.config.interval is not None else max(rows // self.config.groups, 1)
         self.last = Decision(plain=reason)
         if self._exchange is not None:
+            assert isinstance(self._cached, CachedForward)
+            self._cached.sit_out()
             self._exchange.abstain()
         if reason not in self._warned:
             self._warned.add(reason)

@@ -135,6 +135,12 @@ class HostIndex:
         found = self._table.lookup(keys).flatten(1).tolist()
         return [any(serial >= 0 and serial not in self._rejected for serial in line) for line in found]
 
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over keys and chains from a table's state, such as :mod:`hash3d_cuda.storage` describes it."""
+        blank = torch.zeros(len(tensors["serials"]), 1)
+        told = {name: tensor for name, tensor in tensors.items() if name != "scales"}  # of features, which are not here
+        self._table._load_state_dict({**told, "latents": blank, "features": blank})
+
     def clear(self) -> None:
         """Forgets all entries."""
         self._table.clear()

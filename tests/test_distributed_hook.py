@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -110,6 +112,30 @@ def test_a_rank_that_cannot_store_keeps_the_others_from_storing():
     for told in run_ranks(2, run_with_differences):
         assert told[:4] == [2 * VIEWS, 2 * VIEWS, 2 * VIEWS + 3, 2 * VIEWS]
         assert 'decide: expected "host" with a process_group' in told[4]
+
+
+def run_with_a_plain_forward():
+    """Rank 1 goes to the plain U-Net once; what is said of the forwards that follow, and what was sent."""
+    unet, cache = attach(dist.group.WORLD, eta=0.5, feature_dtype=torch.int8, max_age=20)
+    sent, gather = [], cache._exchange.gather
+    cache._exchange.gather = lambda *told: sent.append(told[2].dtype) or gather(*told)
+    unet.requires_grad_(dist.get_rank() == 1)
+    with torch.set_grad_enabled(dist.get_rank() == 1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        forward(unet, cache, 0)
+    kinds = []
+    with torch.no_grad():
+        for _ in range(12):
+            forward(unet, cache, 1)
+            kinds.append(cache.last.kinds)
+    return kinds, cache._cached.forward, set(sent)
+
+
+def test_ranks_stay_in_step_after_a_plain_forward_of_one():
+    first, second = run_ranks(2, run_with_a_plain_forward)
+    assert first[:2] == second[:2] and first[1] == 13
+    assert {kind for line in first[0] for kind in line} >= {"hit", "bypass"}
+    assert first[2] == second[2] == {torch.float16}, "as much as 8 bits hold of them"
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ OPTIONS = dict(capacity=19, num_buckets=11, grids=(h3d.Grid(30, 45, 1, 100), h3d
 ROUNDS = [[2, 2, 1], [0, 3, 0], [1, 0, 4], [0, 0, 0], [7, 1, 2], [1, 1, 1]]  # items that each rank appends
 
 
-def make_table():
-    return h3d.HashTable(*SHAPES, **OPTIONS)
+def make_table(**options):
+    return h3d.HashTable(*SHAPES, **OPTIONS, **options)
 
 
 def items(round_number, count, spoiled=False):
@@ -69,6 +69,25 @@ def test_ranks_together_store_what_one_would(size):
         assert torch.equal(lookup, whole.lookup(keys)) and torch.equal(hit, answer.hit)
         assert torch.equal(serials, answer.serials) and torch.equal(features, answer.features)
         assert torch.equal(similarity.nan_to_num(9.0), whole.similarity(keys).nan_to_num(9.0)) and live == len(whole)
+
+
+def append_quantised(stored):
+    table = ReplicatedTable(make_table(feature_dtype=stored), dist.group.WORLD)
+    keys, latents, features = items(0, 4)
+    table.append(*(part[2 * table.rank : 2 * table.rank + 2] for part in (keys, latents, features)))
+    table.verify()
+    return table.query(keys, latents).features
+
+
+@pytest.mark.parametrize("stored", [torch.int8, torch.float8_e4m3fn])
+def test_features_in_8_bits_are_scaled_alike(stored):
+    whole = make_table(feature_dtype=stored)
+    keys, latents, features = items(0, 4)
+    whole.append(keys, latents, features)
+    expected = whole.query(keys, latents).features
+    assert expected.any()
+    for answer in run_ranks(2, append_quantised, stored):
+        assert torch.equal(answer, expected)
 
 
 def append_badly(how):

@@ -11,7 +11,7 @@ from torch import nn
 from unet_shapes import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, build_inputs, build_unet
 
 import hash3d_cuda as h3d
-from hash3d_cuda.freshness import EtaControl, Freshness
+from hash3d_cuda.freshness import EtaControl, Freshness, sketch_items
 
 SMALL: dict[str, Any] = {
     "block_out_channels": (8, 16),
@@ -119,6 +119,26 @@ def test_every_grid_must_pass_and_unknown_entries_do_not() -> None:
     now = torch.tensor([[1.4, -1.4], [1.6, -1.6], [1.0, -1.0]])
     one = torch.tensor([[[0]], [[0]], [[1]]])  # nothing was noted of serial 1
     assert sketched.passing(one, 2, now).tolist() == [True, False, False]
+
+
+def test_entries_without_a_sketch_do_not_pass() -> None:
+    """As after a load of a cache that was saved without max_change."""
+    bare = Freshness(4, max_age=None, max_change=1e6)
+    assert bare.passing(torch.tensor([[[0]], [[-1]]]), 1, torch.ones(2, 3)).tolist() == [False, True]
+
+
+def test_a_transformers_tokens_are_averaged_as_space_is() -> None:
+    tokens = torch.arange(24.0).reshape(2, 4, 3)  # [rows, tokens, C]
+    assert torch.equal(sketch_items(tokens, [(0, 1)]), tokens.mean(1).reshape(1, 6))
+    image = tokens.transpose(1, 2).reshape(2, 3, 2, 2)
+    assert torch.equal(sketch_items(image, [(0, 1)]), tokens.mean(1).reshape(1, 6))
+
+
+def test_a_loaded_cache_keeps_its_own_eta() -> None:
+    first, second = Loop(max_age=2, eta=0.0), Loop(max_age=2, eta=1.0)
+    first.run(0.0, 100.0)
+    second.cache.load_state_dict(first.cache.state_dict())
+    assert second.run(0.0, 100.0) == ("hit", "hit")
 
 
 def test_a_state_of_another_capacity_is_refused() -> None:

@@ -71,7 +71,16 @@ def test_the_wrong_block_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("eta", 0.5), ("groups", 2), ("decide", "device"), ("match", "bucket"), ("min_similarity", 0.9)],
+    [
+        ("eta", 0.5),
+        ("groups", 2),
+        ("decide", "device"),
+        ("match", "bucket"),
+        ("min_similarity", 0.9),
+        ("max_age", 1),
+        ("max_change", 0.1),
+        ("target_x", 0.5),
+    ],
 )
 def test_options_that_would_change_what_is_full(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected .* interval=3"):

@@ -12,6 +12,7 @@ from table_pair import Pair
 import hash3d_cuda as h3d
 from hash3d_cuda import _C
 from hash3d_cuda.checks import STORED_DTYPES
+from hash3d_cuda.tracked import HostIndex
 
 INT8, FLOAT8 = torch.int8, torch.float8_e4m3fn
 TOPS = {INT8: 127.0, FLOAT8: 448.0}
@@ -163,3 +164,18 @@ def test_bytes_and_likeness_at_the_size_of_stable_diffusion(dtype):
     table.append(h3d.make_keys(0, 0, 1, 1), torch.zeros(1, *latent), feature)
     back = table.query(h3d.make_keys(0, 0, 1, 1), torch.zeros(1, *latent)).features.float()
     assert torch.cosine_similarity(back.flatten(), feature.flatten(), dim=0) >= 0.999
+
+
+@pytest.mark.parametrize("stored", [torch.int8, torch.float16])
+def test_a_hosts_index_takes_over_a_tables_keys_alone(stored):
+    """What a cache on a GPU does when it is loaded; scales are none of its business."""
+    options = dict(
+        grids=((30, 45, 1, 100),), num_buckets=11, queue_length=2, capacity=5, memory_budget=None, feature_dtype=stored,
+        match="cell", weighting="softmax", similarity_decay=0.9, initial_similarity=1.0, min_similarity=None,
+        azimuth_period=360.0,
+    )  # fmt: skip
+    table, index = h3d.HashTable((2, 4), (3,), **options), HostIndex(5, options)
+    keys = torch.tensor([[10.0, 20.0, 0.5, 50.0], [10.0, 200.0, 0.5, 50.0]])
+    table.append(keys[:1], torch.ones(1, 3), torch.ones(1, 2, 4))
+    index.load(table._state_dict())
+    assert index.find(keys) == [True, False]

@@ -3,8 +3,9 @@
     header (host) -> every rank's number of items, and what must agree -> keys -> latents -> features, in rank order
 
 The header travels between hosts as CPU tensors; so do keys that lie there. Latents and features go from device to
-device, in the dtype that is stored. Ranks append what all of them hold after the exchange, in the same order, and a
-table is a function of its appends: so serials, chains and similarities agree, and what is not finite is rejected alike.
+device, in the dtype that is stored, or float16 where that has 8 bits. Ranks append what all of them hold after the
+exchange, in the same order, and a table is a function of its appends: so serials, chains and similarities agree, and
+what is not finite is rejected alike.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Exchange:
         Args:
             keys: float32 ``[B, 4]``; B may be 0 and differs from rank to rank.
             latents: ``[B, ...]``.
-            features: ``[B, ...]`` in the stored dtype.
+            features: ``[B, ...]`` in the stored dtype, or float16 where that has 8 bits.
             serial: the next one of this rank's table.
             tried: the coin.
             condition: what the entries are filed under, an object with a repr that says what it is.

@@ -59,7 +59,7 @@ class ReplicatedTable:
         with self._exchange.turn():
             keys, latents = self.table._check_items(keys, latents)
             features = self.table.options.check_features(features, len(keys))
-            stored = features.to(self.table.options.feature_dtype)
+            stored = features.to(self.table.options.answer_dtype)  # where that has 8 bits, each table scales
             gathered = self._exchange.gather(keys, latents.contiguous(), stored.contiguous(), self._serial)
         assert gathered is not None  # nobody abstains here
         *items, counts = gathered
