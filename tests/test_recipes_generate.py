@@ -31,7 +31,9 @@ small = { steps = 4 }
 
 @pytest.fixture(autouse=True)
 def tiny_prior(monkeypatch):
-    monkeypatch.setattr("hash3d_cuda.prior.load_prior", lambda name=None, device="cpu", encoder=None: TinyPrior(), raising=False)
+    monkeypatch.setattr(
+        "hash3d_cuda.prior.load_prior", lambda name=None, device="cpu", encoder=None: TinyPrior(), raising=False
+    )
 
 
 @pytest.fixture
