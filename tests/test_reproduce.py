@@ -309,7 +309,7 @@ def test_names_and_aliases():
     assert registry.find("table-2") == registry.find("tables-1-2")
     assert [module.ID for module in registry.find("reuse")] == ["frontier", "gates", "ageing", "mismatch"]
     assert "frontier" not in [module.ID for module in registry.find("all")]
-    with pytest.raises(ValueError, match=r"figure-2, .*, or all; got 'figure-99'"):
+    with pytest.raises(ValueError, match=r"figure-2, .*, all or reuse; got 'figure-99'"):
         registry.find("figure-99")
 
 
