@@ -138,6 +138,14 @@ def test_no_file(tmp_path, capsys):
     assert "Is a directory: '.'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["compare", "reproduce", "tune"])
+def test_what_one_process_writes_is_refused_under_torchrun(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, "all" if command == "reproduce" else "cube", "--out", str(tmp_path / "out")]) == 2
+    assert f"{command}: expected one process, got 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_settings_files_device_is_the_workers_own(tmp_path, monkeypatch):
     (tmp_path / "gpu.toml").write_text('device = "cuda"\n')
     monkeypatch.setenv("LOCAL_RANK", "3")
