@@ -106,6 +106,7 @@ def test_jobs_from_start_to_summary(tmp_path, capsys, tiny_prior):
         ({"prompt": "cube", "recipe": "dreamgaussian"}, "takes a picture"),
         ({"prompt": "cube", "recipe_scale": "small"}, "--recipe-scale goes with --recipe"),
         ({"prompt": "cube", "memory_budget": "1KiB"}, "memory_budget"),
+        ({"prompt": "cube", "help": True}, "help: expected an option"),
     ],
 )
 def test_a_wrong_line_is_an_error_before_anything_is_made(tmp_path, capsys, job, words):
@@ -133,6 +134,26 @@ def test_what_does_not_go_with_jobs(tmp_path, capsys, more, words):
 def test_no_file(tmp_path, capsys):
     assert main(["generate", "--jobs", str(tmp_path / "none.jsonl")]) == 1
     assert "none.jsonl" in capsys.readouterr().err
+    assert main(["generate", "--jobs", ""]) == 1
+    assert "Is a directory: '.'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["compare", "reproduce", "tune"])
+def test_what_one_process_writes_is_refused_under_torchrun(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, "all" if command == "reproduce" else "cube", "--out", str(tmp_path / "out")]) == 2
+    assert f"{command}: expected one process, got 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_settings_files_device_is_the_workers_own(tmp_path, monkeypatch):
+    (tmp_path / "gpu.toml").write_text('device = "cuda"\n')
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("hash3d_cuda.sds.settings.check_device", lambda name, device: device)
+    seen = []
+    monkeypatch.setattr("hash3d_cuda.cli.jobs.make", lambda options, values, making: seen.append(values["device"]))
+    main(write(tmp_path, {"out": "a", "prompt": "cube", "settings": str(tmp_path / "gpu.toml")}))
+    assert seen[0] == "cuda:3"
 
 
 def test_changed_fields_are_an_error(tmp_path, capsys):

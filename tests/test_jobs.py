@@ -51,6 +51,11 @@ def test_reads_jobs(tmp_path):
     assert [(job.name, job.line, job.values) for job in jobs] == [
         ("a", 2, {"prompt": "x", "seed": 1}), ("b 2", 4, {"prompt": "x"}),
     ]  # fmt: skip
+    path.write_text('{"out": "a", "prompt": "one\u2028line"}', encoding="utf-8")
+    assert read_jobs(path)[0].values == {"prompt": "one\u2028line"}
+    path.write_bytes(b'{"out": "a", "prompt": "\xff"}')
+    with pytest.raises(BadJobs, match="expected UTF-8, got byte 0xff"):
+        read_jobs(path)
     assert Job("a", 9, {"seed": 1, "prompt": "x"}).digest == jobs[0].digest != jobs[1].digest
 
 

@@ -28,6 +28,7 @@ from hash3d_cuda.plan.plan import setting_of
 from hash3d_cuda.plan.report import windows
 from hash3d_cuda.plan.simulate import BYPASS, MISS
 from hash3d_cuda.sds.settings import POSE_GRIDS, GenerateSettings
+from hash3d_cuda.sds.settings import PRESETS as SETTINGS
 
 SMALL = ViewRanges((0, 40), (-180, 180), (1.9, 2.1), 400, 500, steps=60, views_per_step=3)
 FIRST = {"timestep_first": True}
@@ -135,6 +136,8 @@ def test_settings_bring_their_own_cache():
     assert found.unet == "shipped" and found.setting.grids == POSE_GRIDS and found.setting.position == 3
     assert found.simulation.grid.shape == (30, 2) and found.memory.allocated <= 32 * 2**20
     assert plan(replace(settings, cache=False)).simulation.x == 0
+    fast = GenerateSettings(**SETTINGS["fast"], steps=30, anchors=9)
+    assert plan(fast).memory.capacity == 9 + fast.views_per_step
 
 
 def test_recipes():

@@ -20,7 +20,7 @@ from hash3d_cuda.sds.settings import GenerateSettings, parse_grids
         ("eta", float("nan")), ("position", 0), ("seed", -1), ("scene", "cloud"), ("schedule", "cosine"),
         ("weighting", "none"), ("guidance_scale", -1.0), ("t_low", 0.99), ("memory_budget", "lots"),
         ("memory_budget", 0), ("feature_dtype", "int4"), ("device", "tpu"), ("grids", ()), ("grids", ((1, 2, 3),)),
-        ("grids", ((0, 1, 1, 1),)),
+        ("grids", ((0, 1, 1, 1),)), ("grids", (5,)), ("grids", (("a", 1, 1, 1),)), ("grids", ((None, 1, 1, 1),)),
         ("cache", "yes"), ("lr_scale", 0.0), ("scene_size", 1), ("turntable_size", 4),
     ],
 )  # fmt: skip

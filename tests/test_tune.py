@@ -57,7 +57,17 @@ def test_combinations_that_a_stage_does_not_take_are_left_out():
 # What is predicted
 
 
-@pytest.mark.parametrize("changes", [{"eta": 0.7, "grids": WIDE}, {"eta": 1.0, "grids": "30,60,1,300", "capacity": 6}])
+ANCHORED = {"sampler": "anchored", "eta": 1.0, "grids": "anchor", "memory_budget": None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eta": 0.7, "grids": WIDE},
+        {"eta": 1.0, "grids": "30,60,1,300", "capacity": 6},
+        {**ANCHORED, "anchors": 3, "reuse": 0.6},
+    ],
+)
 def test_the_predicted_share_is_that_of_the_run(changes):
     prior = tiny_prior()
     (found,) = predict(prior, [BASE.as_dict()], 3, COSTS, [changes])
@@ -67,6 +77,12 @@ def test_the_predicted_share_is_that_of_the_run(changes):
             run.train_step()
     assert found.x == cache_metrics(run.served)["x"] > 0
     assert found.speed_up == pytest.approx(1 / (1 - 0.8 * found.x * 0.8))
+
+
+def test_what_draws_the_views_is_not_mistaken_for_the_same():
+    shares = [{**ANCHORED, "reuse": reuse} for reuse in (0.3, 0.8)]
+    few, many = predict(tiny_prior(), [BASE.as_dict()], 0, COSTS, shares)
+    assert few.x < many.x
 
 
 def test_stages_count_by_their_views_and_memory_that_holds_nothing_is_left_out():
@@ -207,3 +223,19 @@ def test_no_table_is_larger_than_its_run_can_fill():
     for changes in ({"cache": False}, {"mode": "noise"}, {"position": 1}):
         assert fitted(replace(BASE, **changes), {"2": table}) == {}
     assert replace(BASE, **fitted(BASE, {"2": table})).capacity == 24
+    anchored = replace(BASE, **as_settings(ANCHORED), anchors=3)
+    assert fitted(anchored, {"2": table})["capacity"] == 3 + BASE.views_per_step
+    assert fitted(replace(anchored, second_weight=1.0), {"2": table})["capacity"] == 2 * (3 + BASE.views_per_step)
+    tight = replace(BASE, steps=10**6)
+    held = [fitted(replace(tight, feature_dtype=name), {"2": table})["capacity"] for name in ("float32", "int8")]
+    assert held[1] > 2 * held[0]
+
+
+def test_returning_views_are_held_against_uniform_ones(tmp_path):
+    stages = [replace(BASE, **as_settings(ANCHORED), steps=6).as_dict()]
+    told = ("cactus", "name", 0)
+    drawn, plain = (
+        race(context(tmp_path), *told, [values], False, {}, [], {})["runs"]["none"]["quality"]
+        for values in (stages[0], replace(BASE, steps=6).as_dict())
+    )
+    assert drawn == plain

@@ -204,6 +204,15 @@ def test_foreign_files_are_refused(tiny, tmp_path, capsys):
     assert (tmp_path / "tune.md").read_text() == "mine"
 
 
+def test_the_anchored_sampler_and_a_settings_file_are_fixed(tiny, tmp_path):
+    (tmp_path / "mine.toml").write_text('seed = 7\nsampler = "anchored"\n')
+    command = ["tune", *OBJECTS, "--grids", "anchor", "--settings", str(tmp_path / "mine.toml")]
+    assert main([*command, "--vary", "eta=0.5 1", "--steps", "12", "--runs", "12", "--out", str(tmp_path / "o")]) == 0
+    found = read_settings(tmp_path / "o" / "settings.toml")
+    assert found["sampler"] == "anchored" and found["grids"] == [[5.0, 5.0, 0.1, 1000.0]] and "seed" not in found
+    assert json.loads((tmp_path / "o" / "tune.json").read_text())["seed"] == 7
+
+
 def test_without_a_truth_it_is_the_agreement(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hash3d_cuda.sds.metrics.known_truth", lambda subject, size: None)
     command = ["tune", *OBJECTS, "--out", str(tmp_path), "--vary", f"grids={WIDE}", "--steps", "12", "--runs", "12"]

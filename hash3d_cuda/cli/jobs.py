@@ -78,7 +78,7 @@ def check_options(options: argparse.Namespace) -> None:
     usage(check_positive, "--lease", options.lease)
     if options.ray is not None:
         usage(check_int, "--ray", options.ray, 0)
-    options.out = options.out or default_folder(str(options.jobs.with_suffix("").name))
+    options.out = options.out or default_folder(options.jobs.stem)
 
 
 def job_options(parser: argparse.ArgumentParser, common: argparse.Namespace, job: Any) -> argparse.Namespace:
@@ -109,7 +109,7 @@ def option_words(parser: argparse.ArgumentParser, options: argparse.Namespace, n
     """A field of a job as words of a command line; raises ValueError for one that no option is called."""
     name = name.replace("-", "_")
     actions = [action for action in parser._actions if action.dest == name and action.option_strings]
-    if not actions or name in NOT_FOR_JOBS:
+    if not actions or name in NOT_FOR_JOBS or name == "help":
         raise ValueError(f"{name}: expected an option of hash3d generate, got this name; see hash3d generate --help")
     if value is None:
         return []
@@ -155,7 +155,10 @@ def work_here(parser: Any, options: argparse.Namespace, jobs: list[Any], ledger:
         own = job_options(parser, options, claim.job)
         own.resume = find_unfinished(own.out) is not None
         making = Making(interrupt=interrupt, progress=check, load=load, skip_finished=claim.number > 1)
-        return make(own, given_settings(own), making)
+        given = given_settings(own)
+        if "device" in given:  # of a --settings file too
+            given["device"] = own_device(given["device"])
+        return make(own, given, making)
 
     def say(text: str) -> None:
         if not options.quiet:

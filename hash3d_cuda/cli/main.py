@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from hash3d_cuda.torchrun import world_size
+
 COMMANDS = {
     "generate": "a name or a picture to a 3D object",
     "compare": "the same object without and with the cache: time, hit rate, quality",
@@ -22,6 +24,7 @@ COMMANDS = {
     "prepare-data": "render the views that the shipped prior is trained on",
     "train-prior": "train the shipped prior",
 }
+ALONE = ("compare", "reproduce", "tune")  # several processes of torchrun would write over one another
 FORWARDED = {"prepare-data": "hash3d_cuda.prior.prepare", "train-prior": "hash3d_cuda.prior.train"}
 EXAMPLES = """examples:
   hash3d generate "teddy bear" --out bear
@@ -128,6 +131,9 @@ def dispatch(arguments: list[str]) -> int:
         rest = [word for word in arguments[arguments.index(name) + 1 :] if word != "--debug"]
         return importlib.import_module(FORWARDED[name]).main(rest) or 0
     options = build_parser(name if name in COMMANDS else None).parse_args(arguments)
+    if options.command in ALONE and world_size() > 1:
+        remedy = "start it without torchrun; generate is what shares work"
+        raise UsageError(f"{options.command}: expected one process, got {world_size()} that write one folder; {remedy}")
     return importlib.import_module(f"hash3d_cuda.cli.{options.command}").run(options)
 
 

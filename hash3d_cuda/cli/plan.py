@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--seed", type=int, help="of views and coin (default 0)")
     cache = parser.add_argument_group("cache")
     cache.add_argument("--eta", type=float, help="probability of trying a retrieval (default 0.1)")
-    cache.add_argument("--grids", help='"paper" (default), "pose", or cell sizes, as for generate')
+    cache.add_argument("--grids", help='"paper" (default), "pose", "anchor", or cell sizes, as for generate')
     cache.add_argument("--indexing", choices=("ours", "released"), help="released: as the paper's released code does")
     cache.add_argument("--position", type=int, metavar="K", help="up-resnets that still run on a hit (default 2)")
     cache.add_argument("--num-buckets", type=int, metavar="N", help="buckets of each grid (default 100003)")

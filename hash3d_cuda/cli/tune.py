@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     check_search(options)
     given = given_settings(options)
     steps = given.pop("steps", STEPS)
-    given.pop("seed", None)
+    options.seed = given.pop("seed", None)
     device = given.pop("device", "cpu")
     from hash3d_cuda.tune import make_space
 

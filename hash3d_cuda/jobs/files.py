@@ -56,7 +56,11 @@ def read_jobs(path: Path, check: Callable[[Job], None] | None = None) -> list[Jo
     """
     jobs: dict[str, Job] = {}
     problems: list[str] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadJobs([f"{path}: expected UTF-8, got byte {error.object[error.start]:#04x} at {error.start}"]) from None
+    for number, text in enumerate(content.split("\n"), start=1):  # JSON's strings may hold what splitlines splits at
         if not text.strip() or text.lstrip().startswith("#"):
             continue
         try:

@@ -213,7 +213,8 @@ def setting_of(settings: Any) -> CacheSetting:
         "position", "grids", "memory_budget", "capacity", "match", "queue_length", "num_buckets", "feature_dtype",
         "seed",
     )  # fmt: skip
-    values = {name: value for name in names if (value := getattr(settings, name, None)) is not None}
+    found = {**{name: getattr(settings, name, None) for name in names}, **settings.room()}
+    values = {name: value for name, value in found.items() if value is not None}
     return CacheSetting(eta=settings.eta if settings.cache else 0.0, **values)
 
 

@@ -293,12 +293,10 @@ def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1, 
     from hash3d_cuda import Hash3DConfig, apply_hash3d
     from hash3d_cuda.checks import DTYPE_NAMES
 
-    stored, capacity = settings.feature_dtype, settings.capacity
-    if capacity is None and settings.memory_budget is None:  # what the anchored sampler returns to, and a step's own
-        capacity = (settings.anchors + settings.views_per_step) * conditions
+    stored = settings.feature_dtype
     config = Hash3DConfig(
         eta=settings.eta, position=settings.position, groups=prior.groups, grids=settings.grids,
-        memory_budget=settings.memory_budget, capacity=capacity, seed=settings.seed, mode=settings.mode,
+        **settings.room(conditions), seed=settings.seed, mode=settings.mode,
         match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
         num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_age=settings.max_age,
         max_change=settings.max_change, target_x=settings.target_x, max_conditions=conditions,

@@ -247,6 +247,13 @@ class GenerateSettings:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
+    def room(self, tables: int = 1) -> dict[str, int | None]:
+        """``capacity`` and ``memory_budget`` of so many tables together, one of them None: as given, or what the
+        anchored sampler returns to and a step's own."""
+        if self.capacity is None and self.memory_budget is None:
+            return {"capacity": (self.anchors + self.views_per_step) * tables, "memory_budget": None}
+        return {"capacity": self.capacity, "memory_budget": self.memory_budget}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; :meth:`from_dict` reads them back."""
         return asdict(self) | {"grids": [list(grid.sizes) for grid in self.grids]}
@@ -272,14 +279,19 @@ def as_grids(grids: Sequence[Grid | Sequence[float]]) -> tuple[Grid, ...]:
     expected = "one or more grids of four cell sizes, finest first"
     if isinstance(grids, (str, Grid)) or not isinstance(grids, Sequence):
         fail(TypeError, "grids", expected, grids, "pass a sequence such as hash3d_cuda.PAPER_GRIDS")
-    if not grids or any(not isinstance(g, Grid) and len(g) != 4 for g in grids):
-        fail(ValueError, "grids", expected, grids, "give elevation, azimuth, radius and timestep for each")
-    return tuple(grid if isinstance(grid, Grid) else Grid(*map(float, grid)) for grid in grids)
+    remedy = "give elevation, azimuth, radius and timestep for each"
+    if not grids or any(not isinstance(g, Grid) and (not isinstance(g, Sequence) or len(g) != 4) for g in grids):
+        fail(ValueError, "grids", expected, grids, remedy)
+    try:
+        sizes = [grid.sizes if isinstance(grid, Grid) else tuple(map(float, grid)) for grid in grids]
+    except (TypeError, ValueError):
+        fail(ValueError, "grids", expected, grids, remedy)
+    return tuple(Grid(*four) for four in sizes)
 
 
 def parse_grids(text: str) -> tuple[Grid, ...]:
-    """Grids from a command line: ``"paper"``, ``"pose"``, or cell sizes such as ``"10,10,.1,10;30,30,.2,100"``, finest
-    first."""
+    """Grids from a command line: ``"paper"``, ``"pose"``, ``"anchor"``, or cell sizes such as
+    ``"10,10,.1,10;30,30,.2,100"``, finest first."""
     if (name := text.strip().lower()) in NAMED_GRIDS:
         return NAMED_GRIDS[name]
     try:
@@ -288,7 +300,7 @@ def parse_grids(text: str) -> tuple[Grid, ...]:
         fail(
             ValueError,
             "grids",
-            '"paper", "pose" or four numbers per grid, ";" between grids',
+            '"paper", "pose", "anchor" or four numbers per grid, ";" between grids',
             text,
             'try "30,30,.2,100"',
         )

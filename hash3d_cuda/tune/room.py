@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hash3d_cuda.checks import DTYPE_NAMES
 from hash3d_cuda.options import TableOptions
 from hash3d_cuda.sds.settings import GenerateSettings
 
@@ -24,12 +25,13 @@ def slots_of(settings: GenerateSettings, table: Mapping[str, Any]) -> int:
         BudgetTooSmall: the memory does not hold one entry.
     """
     share = tables_of(settings)
-    whole = {"capacity": settings.capacity, "memory_budget": settings.memory_budget}
-    room = {name: None if amount is None else amount // share for name, amount in whole.items()}
+    room = {name: None if amount is None else amount // share for name, amount in settings.room(share).items()}
+    stored = settings.feature_dtype
     options = TableOptions.build(
         tuple(table["feature"]), tuple(table["latent"]), **{name: getattr(settings, name) for name in INDEXING},
         weighting=settings.aggregation, similarity_decay=0.9, initial_similarity=1.0, min_similarity=None,
-        azimuth_period=360.0, feature_dtype=getattr(torch, table["dtype"]), device="cpu", **room,
+        azimuth_period=360.0, device="cpu", **room,
+        feature_dtype=getattr(torch, table["dtype"]) if stored is None else DTYPE_NAMES[stored],
     )  # fmt: skip
     views = settings.steps * settings.views_per_step
     if settings.objective == "refine":  # cleared at every step, which has so many forwards at most

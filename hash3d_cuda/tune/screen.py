@@ -20,6 +20,10 @@ from hash3d_cuda.tune.race import Stages, TuneContext, find_subject
 from hash3d_cuda.tune.room import INDEXING, slots_of
 from hash3d_cuda.tune.space import Changes, as_settings
 
+DECIDE_VIEWS = (
+    "eta", "seed", "steps", "views_per_step", "schedule", "t_high", "t_low", "t_move", "sampler", "reuse", "anchors",
+    "jitter", "fresh_power",
+)  # fmt: skip
 STEPS = 4  # of each measurement; the first one, which warms up, does not count
 WORTHWHILE = 1.02  # predicted speed-up below which a setting is not tried
 
@@ -105,7 +109,7 @@ def simulated(prior: Any, settings: GenerateSettings, table: Mapping[str, Any], 
         return 0.0
     indexing: dict[str, Any] = {name: getattr(settings, name) for name in INDEXING}
     slots = slots_of(settings, table)
-    key = (settings.eta, slots, settings.seed, settings.steps, settings.schedule, settings.t_high, *indexing.values())
+    key = (slots, *(getattr(settings, name) for name in DECIDE_VIEWS), *indexing.values())
     if key not in known:
         ranges = prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod)
         keys = settings_keys(settings, *ranges)
