@@ -139,8 +139,12 @@ def test_worker_processes_give_the_same(tmp_path):
 
 
 def test_an_interrupt_ends_the_workers(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        collect(experiment((3,), interrupt_the_command), context(tmp_path), jobs=2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            collect(experiment((3,), interrupt_the_command), context(tmp_path), jobs=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not multiprocessing.active_children() and not list((tmp_path / "units").iterdir())
 
 

@@ -153,10 +153,11 @@ def tiny(monkeypatch, known):
     monkeypatch.setattr(TuneContext, "prior", property(lambda self: prior))
 
 
-def test_the_command_writes_settings_that_generate_reads(tiny, tmp_path, capsys):
+def test_the_command_writes_settings_that_generate_reads(tiny, tmp_path, capsys, monkeypatch):
     out = tmp_path / "tuned"
     vary = ["--vary", "eta=0.5 1", "--vary", f"grids={WIDE}", "--vary", "min_similarity=none"]
     command = ["tune", *OBJECTS, "--out", str(out), *vary, "--scene", "gaussians", "--steps", "12", "--runs", "30"]
+    monkeypatch.setattr("sys.argv", ["hash3d", *command])  # what the file's first line quotes
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "Chosen: eta 1, grids 90/360/1/1000, position 2" in printed and "(chosen)" in printed
@@ -166,7 +167,7 @@ def test_the_command_writes_settings_that_generate_reads(tiny, tmp_path, capsys)
         "grids": [[90.0, 360.0, 1.0, 1000.0]],
         "position": 2,
     }
-    assert (out / "settings.toml").read_text().startswith("# Found by hash3d ")
+    assert (out / "settings.toml").read_text().startswith("# Found by hash3d tune ")
     content = json.loads((out / "tune.json").read_text())
     assert content["chosen"]["name"] in (out / "tune.md").read_text() and (out / "tune.png").stat().st_size > 5000
     assert len(content["points"]) + len({(p["subject"], p["seed"]) for p in content["points"]}) == content["runs_done"]
