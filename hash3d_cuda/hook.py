@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from . import cache_state
 from .cached import CachedForward
-from .checks import FEATURE_DTYPES, fail
+from .checks import fail
 from .config import Hash3DConfig
 from .device_forward import DeviceForward
 from .device_inputs import DeviceViews
 from .fingerprint import ModelState
 from .parts import FeatureParts, NoiseParts
+from .plain import Notices, is_transformed, signature, why_parted, why_unfit
 from .poses import HostCopies, Views
 from .root_hook import RootHook, has_hook, is_bare
 from .rows import RowLayout
@@ -39,29 +37,6 @@ from .unet.layout import runs_in_parts
 
 if TYPE_CHECKING:
     from .distributed.exchange import Exchange
-
-# Reasons for which a call inside ``views`` goes to the plain U-Net, and the remedies.
-_REASONS = {
-    "arguments": "the call has arguments that this version of hash3d-cuda does not know, or cannot split",
-    "blocks": "blocks of the U-Net were exchanged for some that cannot be cut at this position",
-    "dtype": "the sample is not a float32, float16 or bfloat16 tensor",
-    "device": "the sample is neither on a CPU nor on a CUDA device",
-    "frames": "num_frames rows must stay together, and an item's do not; pass Hash3DConfig(**multi_view(num_frames))",
-    "gligen": "GLIGEN's grounding (cross_attention_kwargs) is not split",
-    "gradients": "gradients are wanted through it; run it under torch.no_grad(), or call unet.requires_grad_(False)",
-    "rows": "the batch does not divide by Hash3DConfig.groups; check groups, or wrap the call in cache.bypass()",
-    "hooks": "other code is wrapped around the U-Net's forward, or around the block that is cut, or the class of one "
-    "has a forward of its own; apply it after the cache, or choose another position",
-    "shape": "the call differs from the first in shape, dtype, device or autocast; call cache.clear() to start anew "
-    "with it, or use one cache per shape",
-    "wiring": "the model's own forward does something between its blocks that the adapter's parts leave out",
-    "transforms": "it runs under forward-mode differentiation or a torch.func transform (vmap, jvp, grad)",
-}
-_NEVER_GOES_ON = (
-    "hash3d: sampling: each call counts as a run of its own and is computed in full, because its embeddings are new "
-    "tensors, or written to, from step to step; make them once, before the loop"
-)
-_NOT_THE_USERS = ("hash3d_cuda", "torch", "diffusers", "accelerate")
 
 
 def apply_hash3d(unet: nn.Module, config: Hash3DConfig | None = None) -> Hash3DCache:
@@ -119,7 +94,7 @@ class Hash3DCache:
         self._local = _Scopes()
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
-        self._warned: set[str] = set()
+        self._notices = Notices()
         self._hook.install()
 
     @contextlib.contextmanager
@@ -291,7 +266,7 @@ class Hash3DCache:
             if self._unet is None:  # removed by another thread meanwhile
                 return original(*args, **kwargs)
             self._counts["forward"] += 1
-            if _is_transformed():
+            if is_transformed():
                 return self._run_plain("transforms", args, kwargs)
             if self._state.look():
                 self._cut_anew()
@@ -323,15 +298,14 @@ class Hash3DCache:
         assert isinstance(self._cached, CachedForward)
         self._cached.take_as_one(len(call.sample))
         self._relearn = True  # another shape is another run, and has no use for the entries of the last
-        if run.never_goes_on and "sampling" not in self._warned:
-            self._warned.add("sampling")
-            warnings.warn(_NEVER_GOES_ON, RuntimeWarning, stacklevel=_stacklevel())
+        if run.never_goes_on:
+            self._notices.never_goes_on()
 
     def _run_cached(self, call: Call, views: Views | Sampling) -> Tensor:
         if self._device is not None:
             assert isinstance(views, DeviceViews)
             output, self.last = self._device(call, views, self._state.fingerprint(call))
-            self._signature, self._relearn = _signature(call), False
+            self._signature, self._relearn = signature(call), False
             return output
         assert isinstance(self._cached, CachedForward)
         rows = len(call.sample)
@@ -343,7 +317,7 @@ class Hash3DCache:
         output, self.last = self._cached(call, keys, conditions)
         self._counts.update(self.last.kinds)
         self._counts["saved"] += self.last.kinds.count("hit") * (rows // batch // self.config.groups)
-        self._signature, self._relearn = _signature(call), False
+        self._signature, self._relearn = signature(call), False
         return output
 
     def _cut_anew(self) -> None:
@@ -366,43 +340,20 @@ class Hash3DCache:
             assert isinstance(self._cached, CachedForward)
             self._cached.sit_out()
             self._exchange.abstain()
-        if reason not in self._warned:
-            self._warned.add(reason)
-            message = f"hash3d: the plain U-Net runs, uncached: {_REASONS[reason]}"
-            warnings.warn(message, RuntimeWarning, stacklevel=_stacklevel())
+        self._notices.plain(reason)
         return self._hook.original(*args, **kwargs)
 
     def _why_plain(self, call: Call) -> str | None:
         """Why this call cannot go through the cache, or None."""
-        if not isinstance(call.sample, Tensor) or call.sample.dtype not in FEATURE_DTYPES:
-            return "dtype"
-        if call.sample.device.type not in ("cpu", "cuda"):
-            return "device"
-        if torch.is_grad_enabled() and self._wants_gradients(call):
-            return "gradients"
-        if len(call.sample) == 0 or len(call.sample) % self._cached.layout.groups != 0:
-            return "rows"
-        if self._signature is not None and _signature(call) != self._signature:
+        reason = why_unfit(call, self._cached.layout, self._state)
+        if reason is not None:
+            return reason
+        if self._signature is not None and signature(call) != self._signature:
             if not self._relearn:
                 return "shape"
             self._cached.forget_shapes()
             self._signature = None
-        return self._adapter.why_plain(call) or self._why_parted(call)
-
-    def _why_parted(self, call: Call) -> str | None:
-        """Rows that attend to each other must be neighbours among an item's rows too."""
-        at_once = self._adapter.rows_at_once(call)
-        if at_once == 1:
-            return None
-        items = self._cached.layout.items(len(call.sample) // self._cached.layout.groups)
-        runs = [rows[first : first + at_once] for rows in items for first in range(0, len(rows), at_once)]
-        together = all(run == tuple(range(run[0], run[0] + at_once)) and run[0] % at_once == 0 for run in runs)
-        return None if together else "frames"
-
-    def _wants_gradients(self, call: Call) -> bool:
-        if any(tensor.requires_grad for tensor in call.tensors()):
-            return True
-        return self._state.wants_gradients()
+        return self._adapter.why_plain(call) or why_parted(call, self._cached.layout, self._adapter)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Hash3DCache cannot be copied or pickled; apply_hash3d puts a new one under a copied U-Net")
@@ -428,24 +379,3 @@ class _Scopes(threading.local):
     @property
     def current(self) -> Views | Sampling | None:
         return self.views[-1] if self.views and not self.bypasses else None
-
-
-def _is_transformed() -> bool:
-    """Whether tensors may carry tangents, or be those of a ``torch.func`` transform."""
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _stacklevel() -> int:
-    """Of the innermost line that is the user's own, for a warning given by the caller."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USERS:
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _signature(call: Call) -> tuple[Any, ...]:
-    """What must be the same for all calls of one table."""
-    sample = call.sample
-    kind = sample.device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return (sample.shape[1:], sample.dtype, sample.device, autocast)

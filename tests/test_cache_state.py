@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from unet_shapes import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, build_inputs, build_unet
+from unet_shapes import SMALL, build_inputs, build_unet
 
 import hash3d_cuda as h3d
 from hash3d_cuda.fingerprint import Same
@@ -25,12 +25,6 @@ from hash3d_cuda.unet.multi_view import FrameRows
 pytest_plugins = ["eager_runner"]
 OPTIONS: dict[str, Any] = {"eta": 0.7, "position": 2, "groups": 2, "capacity": 24, "num_buckets": 101}
 STEPS = 24
-SMALL: dict[str, Any] = {
-    "block_out_channels": (8, 16),
-    "down_block_types": (CROSS_DOWN, PLAIN_DOWN),
-    "up_block_types": (PLAIN_UP, CROSS_UP),
-    "layers_per_block": 1,
-}
 
 
 class Loop:

@@ -20,6 +20,13 @@ _SD = {
     "up_block_types": (PLAIN_UP, CROSS_UP, CROSS_UP, CROSS_UP),
     "layers_per_block": 2,
 }
+# Two levels, over any of them: for tests of what goes on around the U-Net.
+SMALL: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "down_block_types": (CROSS_DOWN, PLAIN_DOWN),
+    "up_block_types": (PLAIN_UP, CROSS_UP),
+    "layers_per_block": 1,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd15": {**_SD, "attention_head_dim": 2},
     "sd21": {
