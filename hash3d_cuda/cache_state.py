@@ -62,7 +62,6 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
         cached, store = cache._cached, cache._cached.store
         tables = {} if store is None else _portable_tables(store, cache._state)
         counts = cache._counted(wait=True)
-        counts["saved"] = cache.stats().rows_saved // cache.config.groups
         version, numbers, gauss = cached._coin.getstate()
         kept = sum(table.table.stats().rejected for table in tables.values())
         about = {

@@ -181,7 +181,7 @@ class Hash3DCache:
             misses=counts["miss"],
             bypasses=counts["bypass"],
             rejected=cached.rejected,
-            rows_saved=counts["saved"] * self.config.groups,
+            rows_saved=counts["saved"],
             nbytes=0 if cached.store is None else cached.store.nbytes,
             host_syncs=self._copies.count,
         )
@@ -193,8 +193,12 @@ class Hash3DCache:
         return {"hits": counts["hit"], "misses": counts["miss"], "bypasses": counts["bypass"]}
 
     def _counted(self, wait: bool) -> Counter[str]:
-        """Items by what became of them, also those that only the device has counted."""
-        return self._counts + Counter({} if self._device is None else self._device.counts(wait))
+        """Items by what became of them, also those that only the device has counted, and the rows that were saved."""
+        if self._device is None:
+            return Counter(self._counts)
+        counts = Counter(self._device.counts(wait))
+        counts["saved"] *= self.config.groups
+        return self._counts + counts
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later process needs to go on with the same decisions: coin, counters, tables and what
@@ -316,7 +320,7 @@ class Hash3DCache:
         conditions = [(condition, state) for condition in views.conditions(batch)]
         output, self.last = self._cached(call, keys, conditions)
         self._counts.update(self.last.kinds)
-        self._counts["saved"] += self.last.kinds.count("hit") * (rows // batch // self.config.groups)
+        self._counts["saved"] += self.last.kinds.count("hit") * (rows // batch)
         self._signature, self._relearn = signature(call), False
         return output
 

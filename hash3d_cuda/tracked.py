@@ -69,7 +69,8 @@ class TrackedTable:
         self.appended += len(keys)
         own = None if self._index is None else self._index.append(keys, serials)
         if self.freshness is not None:
-            self.freshness.note(serials.tolist() if own is None else own, forward, sketch)
+            told = self._copies.fetch("max_age", serials).tolist() if own is None else own
+            self.freshness.note(told, forward, sketch)
 
     def _without_stale(self, keys: Tensor, forward: int, sketch: Tensor | None) -> Tensor:
         """``keys`` with NaN, which finds nothing, where the entries may not be served any more."""

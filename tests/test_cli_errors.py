@@ -75,6 +75,7 @@ def fails(capsys, code, *words, argv):
         (["generate", "cube", "--scene", "clay"], ["--scene", "clay"]),
         (["generate", "cube", "--device", "abacus"], ["device", "abacus"]),
         (["generate", "cube", "--azimuth", "3"], ["--azimuth"]),
+        (["generate", "cube", "--fresh-power", "2"], ["--fresh-power", "--sampler anchored", "uniform"]),
         (["generate", "cube", "--resume", "--force"], ["--force"]),
         (["compare", "cube", "--eta", "7"], ["eta", "7"]),
         (["info", "--colour"], ["--colour"]),

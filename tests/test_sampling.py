@@ -24,6 +24,15 @@ def test_which_steps_are_full() -> None:
         cache.remove()
 
 
+def test_rows_without_guidance_are_counted() -> None:
+    pipe = build_pipeline("text")
+    cache = apply_every(pipe, 3)
+    with cache.sampling():
+        draw(pipe, guidance_scale=1.0)
+    assert (cache.stats().hits, cache.stats().rows_saved) == (4, 4)  # one row a step, not groups of them
+    cache.remove()
+
+
 def test_steps_that_share_a_timestep() -> None:
     """Heun's method asks twice at each timestep: steps are counted, not timesteps."""
     pipe = build_pipeline("text", "HeunDiscreteScheduler")

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -121,15 +121,30 @@ def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, An
     if "grids" in given:
         given["grids"] = usage(parse_grids, given["grids"])
     given = {**(PRESETS[options.preset] if options.preset is not None else {}), **given}
-    if options.settings is None:
-        return {**defaults, **given}
-    from hash3d_cuda.sds.settings_file import read_settings
+    kept: dict[str, Any] = {}
+    if options.settings is not None:
+        from hash3d_cuda.sds.settings_file import read_settings
 
-    kept = usage(read_settings, options.settings)
-    for one, other in (("capacity", "memory_budget"), ("memory_budget", "capacity")):
-        if one in given:  # the two exclude one another, and the command line goes first
-            kept.pop(other, None)
-    return {**defaults, **kept, **given}
+        kept = usage(read_settings, options.settings)
+        for one, other in (("capacity", "memory_budget"), ("memory_budget", "capacity")):
+            if one in given:  # the two exclude one another, and the command line goes first
+                kept.pop(other, None)
+    settings = {**defaults, **kept, **given}
+    check_anchored(options, settings)
+    return settings
+
+
+def check_anchored(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Options of the anchored sampler would say nothing under another one. A recipe, or what is varied, may set it."""
+    if settings.get("sampler") == "anchored" or getattr(options, "recipe", None) or getattr(options, "vary", None):
+        return
+    for name in ("reuse", "anchors", "jitter", "fresh_power"):
+        if getattr(options, name, None) is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option}: expected --sampler anchored, or --preset fast, beside it, got uniform views; add it, or "
+                f"leave {option} away"
+            )
 
 
 def run_settings(make: Any, *args: Any, **kwargs: Any) -> Any:

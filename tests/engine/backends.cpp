@@ -90,7 +90,7 @@ class Pair {
 
   template <typename T>
   static bool same(const std::vector<T>& a, const std::vector<T>& b, int64_t row, int64_t width) {
-    return std::memcmp(a.data() + row * width, b.data() + row * width, width * sizeof(T)) == 0;
+    return width == 0 || std::memcmp(a.data() + row * width, b.data() + row * width, width * sizeof(T)) == 0;
   }
 
   Context context() {
