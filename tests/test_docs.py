@@ -18,7 +18,15 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#\s]+)")
 # Blocks that install are run by .ci/run. The generations that docs show are cut short here; nothing else is changed.
 INSTALLS = "pip install"
-SHORT = 'hash3d() { case "$1" in generate|compare) command hash3d "$@" --steps 2 ;; *) command hash3d "$@" ;; esac; }'
+# A few steps, and a small turntable: it takes longer than they do.
+SHORT = """
+hash3d() {
+  case "$1" in
+    generate | compare) command hash3d "$@" --steps 2 --turntable-frames 3 --turntable-size 32 ;;
+    *) command hash3d "$@" ;;
+  esac
+}
+"""
 
 
 def name_of(page: Path) -> str:
