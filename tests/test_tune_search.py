@@ -223,3 +223,8 @@ def test_without_a_truth_it_is_the_agreement(tiny, tmp_path, monkeypatch, capsys
     assert main([*command, "--measure", "psnr"]) == 2
     assert main([*command, "--measure", "beauty"]) == 2
     assert "--measure beauty: expected psnr, ssim, agreement, or one of LPIPS" in capsys.readouterr().err
+
+
+def test_it_is_told_how_the_judged_settings_were_found():
+    assert report.chosen_by({"halving": [], "finalists": 1}).endswith("simulation chose 1")
+    assert report.chosen_by({"halving": [6, 3], "finalists": 2}) == "Rounds of 6, 3 settings chose 2"

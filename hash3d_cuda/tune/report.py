@@ -138,6 +138,13 @@ def rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def chosen_by(plan: Mapping[str, Any]) -> str:
+    """How the settings that are judged were found."""
+    if not plan["halving"]:
+        return f"So few runs leave no round to choose in: simulation chose {plan['finalists']}"
+    return f"Rounds of {', '.join(map(str, plan['halving']))} settings chose {plan['finalists']}"
+
+
 def markdown(content: Mapping[str, Any]) -> str:
     """The report."""
     plan, costs = content["plan"], content["costs"]
@@ -150,8 +157,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"{content['ended']}.",
         f"- {content['combinations']} combinations, {content['promising']} of them promise a speed-up by simulation; "
         f"{len(content['settings'])} were run.",
-        f"- Rounds of {', '.join(map(str, plan['halving'])) or 'no'} settings chose {plan['finalists']}; "
-        f"{plan['confirming']} more rounds on fresh objects or seeds judge them.",
+        f"- {chosen_by(plan)}; {plan['confirming']} rounds on fresh objects or seeds judge them.",
         f"- The U-Net is {costs['share']:.0%} of a step without a cache here; a hit's cost by position: {hits}.",
         f"- Objects: {', '.join(content['subjects'])}; first seed {content['seed']}; {content['prior']}.",
         f"- {content['machine']}; seconds are {content['seconds']}; {content['date']}.", "",
