@@ -141,8 +141,9 @@ def test_settings_bring_their_own_cache():
     assert found.unet == "shipped" and found.setting.grids == POSE_GRIDS and found.setting.position == 3
     assert found.simulation.grid.shape == (30, 2) and found.memory.allocated <= 32 * 2**20
     assert plan(replace(settings, cache=False)).simulation.x == 0
-    fast = GenerateSettings(**SETTINGS["fast"], steps=30, anchors=9)
-    assert plan(fast).memory.capacity == 9 + fast.views_per_step
+    for steps, anchors, needed in ((300, 9, 9), (30, 100, 9)):  # no more anchors than the run comes to
+        fast = GenerateSettings(**SETTINGS["fast"], steps=steps, anchors=anchors)
+        assert plan(fast).memory.capacity == needed + fast.views_per_step
 
 
 def test_recipes():
