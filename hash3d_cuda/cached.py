@@ -107,7 +107,7 @@ class CachedForward:
         self.store = self._room = None
 
     def sit_out(self) -> None:
-        """Counts a forward that went to the plain U-Net here, while other ranks may have tossed and counted."""
+        """Follows a forward that went to the plain U-Net here, while another rank tossed its coin and counted."""
         self._coin.random()
         self.forward += 1
 

@@ -340,10 +340,10 @@ class Hash3DCache:
         rows = len(sample) if isinstance(sample, Tensor) and sample.dim() > 0 else 0
         self._counts["bypass"] += 1 if self.config.interval is not None else max(rows // self.config.groups, 1)
         self.last = Decision(plain=reason)
-        if self._exchange is not None:
+        # Where all ranks run plain, none tosses, as a process alone does not.
+        if self._exchange is not None and self._exchange.abstain():
             assert isinstance(self._cached, CachedForward)
             self._cached.sit_out()
-            self._exchange.abstain()
         self._notices.plain(reason)
         return self._hook.original(*args, **kwargs)
 
