@@ -319,9 +319,10 @@ class Hash3DCache:
         state = self._state.fingerprint(call)
         conditions = [(condition, state) for condition in views.conditions(batch)]
         output, self.last = self._cached(call, keys, conditions)
-        self._counts.update(self.last.kinds)
+        for kind in self.last.kinds:  # Counter.update() takes as long as a look-up
+            self._counts[kind] += 1
         self._counts["saved"] += self.last.kinds.count("hit") * (rows // batch)
-        self._signature, self._relearn = signature(call), False
+        self._signature, self._relearn = self._signature or signature(call), False  # equal, if there was one
         return output
 
     def _cut_anew(self) -> None:
