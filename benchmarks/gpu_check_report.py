@@ -3,7 +3,8 @@
 python benchmarks/gpu_check_report.py tests FOLDER FILE...      the JUnit XML and exit codes in FOLDER of test FILEs
 python benchmarks/gpu_check_report.py result OUT NAME LOGS      writes OUT/NAME.json, OUT/NAME.md, OUT/logs.tar.gz
 
-A test that fails because a package is not installed is no failure: such tests are listed as LEFT OUT, by package.
+A test that fails because a package is not installed is no failure: such tests are listed as LEFT OUT, by package, and
+so are files of which every test is skipped, by reason.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ def judge(folder: Path, files: list[str]) -> tuple[list[str], bool]:
             ending = f"exit code {status.read_text().strip()}" if status.exists() else "out of time"
             lines.append(f"not finished: {name}.py ({ending}){_last_line(folder / f'{name}.log')}")
             continue
-        for case in ElementTree.parse(report).iter("testcase"):
-            kind, why = _outcome(case)
+        cases = [(case.get("name"), *_outcome(case)) for case in ElementTree.parse(report).iter("testcase")]
+        none_ran = all(kind == "skipped" for _, kind, _ in cases)
+        for test, kind, why in cases:
+            kind = "left out" if none_ran else kind
             counts[kind] += 1
-            where = f"{name}.py::{case.get('name')}"
             if kind == "failed":
-                lines.append(f"FAILED {where}: {why[:200]}")
+                lines.append(f"FAILED {name}.py::{test}: {why[:200]}")
             elif kind == "left out":
                 absent.setdefault(why, Counter())[name] += 1
     for why, where in sorted(absent.items()):
@@ -69,7 +71,7 @@ def _outcome(case: ElementTree.Element) -> tuple[str, str]:
     if skipped.get("message") == "collection skipped":  # a whole file
         reason = SKIPPED.search((skipped.text or "").strip())
         return "left out", reason[1] if reason else "skipped"
-    return "skipped", ""
+    return "skipped", " ".join((skipped.get("message") or "").split())
 
 
 def _last_line(log: Path) -> str:

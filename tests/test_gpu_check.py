@@ -53,6 +53,11 @@ def test_what_needs_a_package_that_is_absent_is_left_out(tmp_path, case, why):
     assert lines[0] == f"LEFT OUT   1 tests or files of tests ({why}): test_x.py" and well
 
 
+def test_a_file_that_is_skipped_as_a_whole_is_left_out(tmp_path):
+    lines, well = said(tmp_path, SKIPPED, SKIPPED)
+    assert lines[0] == "LEFT OUT   2 tests or files of tests (no CUDA device): test_x.py" and well
+
+
 def test_a_part_of_the_package_that_is_absent_is_a_failure(tmp_path):
     assert not said(tmp_path, OURS_ABSENT)[1]
 
