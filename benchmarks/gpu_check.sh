@@ -62,7 +62,7 @@ stage() {
     return
   fi
   [ "$limit" -le "$left" ] || limit=$left
-  export limit
+  export limit title
   shift 2
   export -f "$1"
   timeout -k 10 "$limit" bash -euo pipefail -c 'cd "$work"; "$@"' - "$@" >"$log" 2>&1
@@ -128,7 +128,7 @@ export -f pytest_in_tree
 # has to is named in the report.
 tests() {
   export apart
-  apart=$(mktemp -d "$work/apart.XXXXXX")
+  apart=$logs/$title && mkdir "$apart"
   one() {
     local name
     name=$(basename "$1" .py)
