@@ -141,9 +141,9 @@ tests() {
   "$python" "$reports" tests "$apart" "$@"
 }
 
-# compute-sanitizer looks at the engine's kernels alone; but for initcheck, which has to see who else writes. That calls
-# of the driver which torch tries out fail is no error of ours, and the engine checks its own. torch's own allocator would
-# hide reads past the end of a block.
+# compute-sanitizer looks at the engine's kernels alone, but for initcheck, which has to see who else writes. Calls of
+# the driver that torch tries out and that fail are no error of ours, and the engine checks its own. torch's allocator
+# would hide reads past the end of a block.
 under() {
   local tool=$1 only=(--kernel-regex kns=hash3d)
   [ "$tool" != initcheck ] || only=()
