@@ -235,9 +235,11 @@ else
   which=(-k cuda)
   [ "$device" = cuda ] || which=(-k "lookup or (test_query and Zero123 and copy)")
   ignored=()
-  has diffusers || ignored+=(--ignore tree/benchmarks/test_hook.py --ignore tree/benchmarks/test_deepcache.py)
-  has DeepCache || ignored+=(--ignore tree/benchmarks/test_deepcache.py)
-  [ ${#ignored[@]} -eq 0 ] || left_out "benchmarks: ${ignored[*]//--ignore tree\/benchmarks\//}: diffusers or DeepCache is missing"
+  for need in diffusers:hook diffusers:deepcache DeepCache:deepcache; do
+    has "${need%:*}" && continue
+    left_out "benchmarks: test_${need#*:}.py: no ${need%:*}"
+    ignored+=(--ignore "tree/benchmarks/test_${need#*:}.py")
+  done
   export HASH3D_BENCH_SIDE=${HASH3D_BENCH_SIDE:-16}
   stage 100 benchmarks bench "${which[@]}" "${ignored[@]}"
 fi
