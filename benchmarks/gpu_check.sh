@@ -136,7 +136,9 @@ tests() {
     echo $? >"$apart/$name.status"
   }
   export -f one
-  printf '%s\0' "$@" | timeout -k 3 $((limit - 8)) xargs -0 -n 1 -P "$(nproc)" bash -c 'one "$1"' - ||
+  local cores
+  cores=$(env -u OMP_NUM_THREADS nproc) # which would take that variable for the number of cores
+  printf '%s\0' "$@" | timeout -k 3 $((limit - 8)) xargs -0 -n 1 -P "$cores" bash -c 'one "$1"' - ||
     echo "not all of it ended within $((limit - 8)) s"
   "$python" "$reports" tests "$apart" "$@"
 }
