@@ -35,6 +35,7 @@ CHANGED = {
     "anchored-85-position-4": {*ANCHORED, "position"},
     **{f"anchored-{share}-position-4": {*ANCHORED, "position", "reuse"} for share in (70, 93)},
     "target-0.2": {"target_x"},
+    "quality-0.95": {"target_quality"},
     "similarity-0.99": {"min_similarity"},
     "anchored-85-no-cache": {*ANCHORED, "cache"},
     "anchored-85-4-views": {*ANCHORED, "views_per_step"},
@@ -44,7 +45,7 @@ CHANGED = {
         for n in (2, 4, 7)
     },
 }
-OTHER_VIEWS = [name for name in ABLATIONS if name.startswith(("anchored", "interval", "none-", "target"))]
+OTHER_VIEWS = [name for name in ABLATIONS if name.startswith(("anchored", "interval", "none-", "target", "quality"))]
 
 
 class Recorded:

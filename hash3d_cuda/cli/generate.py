@@ -235,6 +235,10 @@ def summary(metrics: dict[str, Any], out: Path) -> str:
             f"cache: {cache['hits']} hits, {cache['misses']} misses, {cache['bypasses']} bypasses; hit rate "
             f"{cache['hit_rate']:.1%}, x = {cache['x']:.1%} of all views"
         )
+    for moved in metrics.get("control") or ():
+        audited = f"; {moved['audited']} views audited" if moved["audit"] else ""
+        error = "" if moved["mean_error"] is None else f", mean relative error {moved['mean_error']:.1%}"
+        lines.append(f"eta: {moved['eta']:.2f} at the end{audited}{error}")
     if (estimate := time["without_cache"]) is not None:
         lines.append(
             f"step: about {estimate['speed_up']:.2f}x as fast as without the cache, by this run's own full passes; "

@@ -1,4 +1,4 @@
-"""Limits on what an entry may serve: age, change of the shallow features, similarity, and an eta that follows x."""
+"""Limits on what an entry may serve: age, change of the shallow features, similarity; and an eta that is moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hash3d_cuda.reproduce.sweep import BASELINE
 ID = "gates"
 TITLE = "Limits on what an entry may serve"
 PAPER = {"claim": "only similar features are reused (Eq. 8); entries do not age"}
-NAMES = ("age-10", "age-40", "change-0.05", "change-0.1", "change-0.2", "similarity-0.99", "target-0.2")
+NAMES = ("age-10", "age-40", "change-0.05", "change-0.1", "change-0.2", "similarity-0.99", "target-0.2", "quality-0.95")
 TRIED = {"eta": 0.9, "grids": "stretched"}
 
 

@@ -14,6 +14,7 @@ from hash3d_cuda.sds.coverage import coverage
 from hash3d_cuda.sds.metrics import (
     FORMAT,
     cache_metrics,
+    control_metrics,
     history,
     image_quality,
     known_truth,
@@ -79,6 +80,7 @@ def run_metrics(run: Any, views: Tensor, truth: Tensor | None, interrupted: bool
         "settings": run.settings.as_dict(),
         "time": time,
         "cache": cache_metrics(run.served, *run.caches),
+        "control": control_metrics(run.caches),
         "coverage": coverage(run.sampler, run.step),
         "memory": memory_metrics(run.caches, run.device),
         "quality": None if truth is None else image_quality(views, truth),
