@@ -15,6 +15,7 @@ from hash3d_cuda.cli.main import UsageError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 LARGEST_GRID = 512  # voxels per side, the most that make_scene takes
+ANCHORED = ("reuse", "anchors", "jitter", "fresh_power")  # options of the anchored sampler
 GRIDS = {"voxels": (4, LARGEST_GRID), "mesh": (8, 256)}  # corners per side
 
 
@@ -144,7 +145,7 @@ def check_anchored(options: argparse.Namespace, settings: Mapping[str, Any]) -> 
     """Options of the anchored sampler would say nothing under another one. A recipe, or what is varied, may set it."""
     if settings.get("sampler") == "anchored" or getattr(options, "recipe", None) or getattr(options, "vary", None):
         return
-    for name in ("reuse", "anchors", "jitter", "fresh_power"):
+    for name in ANCHORED:
         if getattr(options, name, None) is not None:
             option = "--" + name.replace("_", "-")
             raise UsageError(

@@ -75,6 +75,7 @@ def run_metrics(run: Any, views: Tensor, truth: Tensor | None, interrupted: bool
         },
         "prior": run.prior.name,
         "recipe": run.note.get("recipe"),
+        "job": run.note.get("job"),
         "steps": run.step,
         "interrupted": interrupted,
         "settings": run.settings.as_dict(),
