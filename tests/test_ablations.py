@@ -297,6 +297,10 @@ def test_settings_of_before_and_of_now_are_read():
     assert GenerateSettings.from_dict(now.as_dict()) == now and now.memory_budget is None
     new = {"capacity", "mode", "match", "aggregation", "queue_length", "num_buckets", "min_similarity"}
     before = {name: value for name, value in GenerateSettings().as_dict().items() if name not in new}
-    assert before["memory_budget"] == 256 * 2**20 and GenerateSettings.from_dict(before) == GenerateSettings()
+    assert GenerateSettings.from_dict(before) == GenerateSettings()
+    written = GenerateSettings.from_dict({**before, "memory_budget": 256 * 2**20})  # as it was before it could be None
+    assert written.differences(GenerateSettings()) == [] and written.room() == GenerateSettings().room()
+    assert written.differences(GenerateSettings(memory_budget="1MiB")) == ["memory_budget"]
+    assert written.differences(GenerateSettings(capacity=7)) == ["memory_budget", "capacity"]
     with pytest.raises(ValueError, match=r"capacity.*memory_budget"):
         GenerateSettings(capacity=7, memory_budget="1MiB")

@@ -93,3 +93,15 @@ def test_the_verdict_follows_the_figures(change, verdict):
     assert f"PSNR {change:+.2f} dB (wanted -0.2 or {verdict}" in said
     assert "x = 0.850 (wanted 0.85): met" in said and "as fast (wanted 2.5; bound 1.00" in said
     assert "is 40%" in said or "at 40%" in said
+
+
+def test_what_a_target_of_quality_held_is_told():
+    from hash3d_cuda.reproduce import gates, studies
+
+    run = studies.run_of(gates.QUALITY, gates.TRIED)
+    told = {"mean_error": 0.1, "eta": 0.7, "target_quality": 0.95}
+    found = {"cactus": {"runs": {run: {"x": 0.5, "control": [told]}}}}
+    assert "makes 0.050 over all views (0.050 allowed); eta ended at 0.70" in gates.held(found)
+    for nothing in (None, [{**told, "mean_error": None}]):
+        found["cactus"]["runs"][run]["control"] = nothing
+        assert "no audit found anything" in gates.held(found)

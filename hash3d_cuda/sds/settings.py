@@ -276,7 +276,8 @@ class GenerateSettings:
         """Names of the fields in which ``other`` differs and that change the result."""
         harmless = {"device", "checkpoint_every", "turntable_frames", "turntable_size"}
         names = [field.name for field in fields(self) if field.name not in harmless]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        one, two = ({**vars(settings), **settings.room()} for settings in (self, other))
+        return [name for name in names if one[name] != two[name]]
 
 
 def as_grids(grids: Sequence[Grid | Sequence[float]]) -> tuple[Grid, ...]:
