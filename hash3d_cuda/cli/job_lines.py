@@ -23,12 +23,14 @@ from hash3d_cuda.torchrun import own_device
 
 NOT_FOR_JOBS = (
     "command", "debug", "jobs", "out", "resume", "force", "keep", "overwrite", "quiet", "retries", "lease", "ray",
-    "rank_timeout",
+    "ray_cpus", "ray_gpus", "rank_timeout",
 )  # fmt: skip
 HARMLESS = ("device", "checkpoint_every")  # these do not change what a job makes
 
 
-def check_line(parser: argparse.ArgumentParser, common: argparse.Namespace, job: Any, load: Any) -> dict[str, Any]:
+def check_line(
+    parser: argparse.ArgumentParser, common: argparse.Namespace, job: Any, load: Any, see: Any = None
+) -> dict[str, Any]:
     """All that a job's result depends on, as JSON values.
 
     Args:
@@ -36,6 +38,7 @@ def check_line(parser: argparse.ArgumentParser, common: argparse.Namespace, job:
         common: the command line, for all jobs.
         job: a :class:`hash3d_cuda.jobs.Job`.
         load: as :func:`hash3d_cuda.prior.load_prior`.
+        see: for jobs that are made elsewhere, :meth:`hash3d_cuda.cli.on_ray.Elsewhere.see`.
 
     Raises:
         BadJobs: with whatever can be known to be wrong before a step is run.
@@ -43,6 +46,10 @@ def check_line(parser: argparse.ArgumentParser, common: argparse.Namespace, job:
     from hash3d_cuda.jobs import BadJobs
 
     options, faults = job_options(parser, common, job)
+    try:
+        options = options if see is None else see(options)
+    except ValueError as error:
+        faults.append(str(error))
     faults += setting_faults(options)
     if options.subject is not None:
         faults += subject_faults(options)

@@ -11,6 +11,7 @@ from typing import Any
 from hash3d_cuda.cli.generate import Making, make
 from hash3d_cuda.cli.job_lines import check_line, job_options
 from hash3d_cuda.cli.main import UsageError, build_parser, one_line
+from hash3d_cuda.cli.on_ray import Elsewhere, check_ray_options, work_on_ray
 from hash3d_cuda.cli.options import default_folder, given_settings
 from hash3d_cuda.torchrun import own_device, own_rank, world_size
 
@@ -25,8 +26,13 @@ def run_jobs(options: argparse.Namespace) -> int:
     check_options(options)
     parser = build_parser("generate").command("generate")
     load = functools.lru_cache(PRIORS)(load_prior)
+    elsewhere = None if options.ray is None else Elsewhere()
+
+    def check(job: Any) -> dict[str, Any]:
+        return check_line(parser, options, job, load, None if elsewhere is None else elsewhere.see)
+
     try:
-        jobs = read_jobs(options.jobs, lambda job: check_line(parser, options, job, load))
+        jobs = read_jobs(options.jobs, check)
         ledger = Ledger(options.out / STATE, options.retries, options.lease, options.keep)
         if (changed := ledger.changed(jobs)) and not (options.keep or options.overwrite):
             raise BadJobs([f"{options.jobs}:{job.line}: {begun_otherwise(job, ledger)}" for job in changed])
@@ -34,13 +40,12 @@ def run_jobs(options: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"hash3d: error: {problem}", file=sys.stderr)
         return 2
-    if options.ray is not None:
-        from hash3d_cuda.jobs.ray_workers import run_on_ray
-
-        run_on_ray(worker_arguments(options), options.ray, options.device)
+    if elsewhere is not None:
+        fine = work_on_ray(options, jobs, ledger, elsewhere.cuda)
     else:
+        fine = True
         work_here(parser, options, jobs, ledger, load)
-    return conclude_jobs(options, jobs, ledger)
+    return conclude_jobs(options, jobs, ledger) or int(not fine)
 
 
 def begun_otherwise(job: Any, ledger: Any) -> str:
@@ -64,8 +69,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--jobs goes on with what is unfinished by itself; leave --resume and --force away")
     usage(check_int, "--retries", options.retries, 0)
     usage(check_positive, "--lease", options.lease)
-    if options.ray is not None:
-        usage(check_int, "--ray", options.ray, 0)
+    check_ray_options(options)
     options.out = options.out or default_folder(options.jobs.stem)
 
 
@@ -135,19 +139,3 @@ def conclude_jobs(options: argparse.Namespace, jobs: list[Any], ledger: Any) -> 
     if left and own_rank() == 0:
         print(f"hash3d: {left} of {len(jobs)} jobs are not over; the same command goes on with them", file=sys.stderr)
     return 0 if summary["counts"][Status.DONE.value] == len(jobs) else 1
-
-
-def worker_arguments(options: argparse.Namespace) -> list[str]:
-    """A command line for a worker elsewhere that sees the same folders."""
-    words = ["generate", f"--jobs={Path(options.jobs).absolute()}", f"--out={Path(options.out).absolute()}"]
-    skip = {"command", "debug", "jobs", "out", "ray", "quiet", "subject", "resume", "force"}
-    parser = build_parser("generate").command("generate")
-    for action in parser._actions:
-        value = getattr(options, action.dest, None)
-        if action.dest in skip or not action.option_strings or value is None:
-            continue
-        if action.nargs == 0:
-            words += [action.option_strings[-1]] if value is action.const else []
-        else:
-            words.append(f"{action.option_strings[-1]}={value}")
-    return [*words, "--quiet"]

@@ -146,7 +146,7 @@ class GenerateSettings:
     audit: float | None = None
     sampler: str = "uniform"
     reuse: float = 0.85
-    anchors: int = 20
+    anchors: int = 120
     jitter: float = 1.0
     fresh_power: float = 1.5
     decide: str = "host"
@@ -256,7 +256,8 @@ class GenerateSettings:
         if self.capacity is None and self.memory_budget is None:
             if self.sampler == "uniform":
                 return {"capacity": None, "memory_budget": DEFAULT_BUDGET}
-            return {"capacity": (self.anchors + self.views_per_step) * tables, "memory_budget": None}
+            fresh = max(round((1 - self.reuse) * self.steps * self.views_per_step), 1)  # anchors that there will be
+            return {"capacity": (min(self.anchors, fresh) + self.views_per_step) * tables, "memory_budget": None}
         return {"capacity": self.capacity, "memory_budget": self.memory_budget}
 
     def as_dict(self) -> dict[str, Any]:
