@@ -12,10 +12,11 @@ from torch import Tensor
 from .checks import QUANTISED_DTYPES, fail
 from .config import Hash3DConfig
 from .freshness import EtaControl, sketch_items
+from .host_tier.hints import Hints
 from .parts import Parts
 from .poses import HostCopies
 from .rows import RowLayout
-from .stats import Decision
+from .stats import Decision, HostTierStats
 from .store import TableStore
 from .unet.adapter import Call
 from .unet.call import take_rows
@@ -50,12 +51,14 @@ class CachedForward:
         self._exchange = exchange
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
+        self._hints = Hints(self._coin)
         self.control = EtaControl(config)
         self.forward = 0  # how many there were: what entries' ages are counted in
         self._room: Tensor | None = None  # [B, G, ...] of the table's answers, what retrievals write into
         self._dtype = torch.float32  # of the features as the model makes them; so is the format
         self._format = torch.contiguous_format
         self._rejected = 0  # by stores since dropped
+        self.past_tiers = HostTierStats()  # likewise, what their tiers did
 
     def __call__(self, call: Call, keys: Tensor, conditions: Sequence[Hashable]) -> tuple[Tensor, Decision]:
         """Returns the U-Net's output ``[rows, out_channels, H, W]``, and what became of the items.
@@ -68,6 +71,7 @@ class CachedForward:
         items = self.layout.items(len(keys))
         latents = self._latents(call.sample, [rows[0] for rows in items])
         tried = self._coin.random() < self.control.eta
+        self._hints.forward()
         self.forward += 1
         with self._parts.during(call) as entered:
             state, sketch = None, None
@@ -101,9 +105,25 @@ class CachedForward:
         """Items that were not stored because something in them was not finite."""
         return self._rejected + (0 if self.store is None else self.store.rejected)
 
+    @property
+    def host_tier(self) -> HostTierStats | None:
+        """What the host tiers hold and did; None without ``host_budget``."""
+        if self._config.host_budget is None:
+            return None
+        now = None if self.store is None else self.store.host_tier
+        return self.past_tiers if now is None else self.past_tiers + now
+
+    def prefetch(self, keys: Tensor, conditions: Sequence[Hashable]) -> None:
+        """Has host tiers prepare for a forward to come with ``keys`` ``[B, 4]``, on the host, and the user's own
+        ``conditions``, one per item."""
+        if self._hints.tries(self.control.eta) and self.store is not None:
+            for condition, members in _members(conditions).items():
+                self.store.prefetch(condition, keys[members])
+
     def forget_shapes(self) -> None:
         """Drops tables and buffers, so that the next forward may have another shape."""
         self._rejected = self.rejected
+        self.past_tiers = (self.host_tier or HostTierStats()).past()
         self.store = self._room = None
 
     def sit_out(self) -> None:

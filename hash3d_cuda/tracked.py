@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from . import storage
 from .checks import fail
 from .freshness import Freshness
 from .poses import HostCopies
 from .table import HashTable
+
+if TYPE_CHECKING:
+    from .host_tier import HostTier
 
 
 class TrackedTable:
     """A :class:`HashTable` whose queries say on the host which items hit.
 
     A CPU table says so itself. A table on a GPU is followed by a :class:`HostIndex`; only with ``min_similarity``,
-    which depends on the features, is the device's answer waited for and counted.
+    which depends on the features, is the device's answer waited for and counted. In front of a :class:`HostTier`,
+    which follows it in any case, the tier is asked.
     """
 
     def __init__(
@@ -28,15 +33,18 @@ class TrackedTable:
         copies: HostCopies,
         followed: bool = True,
         freshness: Freshness | None = None,
+        tier: HostTier | None = None,
     ) -> None:
         """``arguments`` are the keywords ``table`` was built with. With ``followed=False`` the host keeps out of
-        it: only ``table`` and ``clear`` are for use. ``freshness`` says which entries may still be served."""
+        it: only ``table`` and ``clear`` are for use. ``freshness`` says which entries may still be served; ``tier``
+        is the one behind ``table``."""
         self.table = table
+        self.tier = tier
         self.freshness = freshness
         self.appended = 0  # items so far, and so the next serial
         self._copies = copies
-        self._index: HostIndex | None = None
-        if followed and table.device.type != "cpu":
+        self._index: HostIndex | None = None if tier is None else tier.index
+        if tier is None and followed and table.device.type != "cpu":
             if arguments["min_similarity"] is None:
                 self._index = HostIndex(table.capacity, arguments)
             elif copies.strict:
@@ -50,6 +58,8 @@ class TrackedTable:
         is not."""
         if self.freshness is not None:
             keys = self._without_stale(keys, forward, sketch)
+        if self.tier is not None:
+            return self.tier.query(keys, latents, out)
         if self._index is None:
             hit = self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out).hit
             return self._copies.fetch("min_similarity", hit).tolist()
@@ -65,9 +75,12 @@ class TrackedTable:
         self, keys: Tensor, latents: Tensor, features: Tensor, forward: int = 0, sketch: Tensor | None = None
     ) -> None:
         """Stores items. ``keys`` are on the host, like ``sketch``, the rest is not."""
-        serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
+        if self.tier is not None:
+            own: list[int] | None = self.tier.append(keys, latents, features)
+        else:
+            serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
+            own = None if self._index is None else self._index.append(keys, serials)
         self.appended += len(keys)
-        own = None if self._index is None else self._index.append(keys, serials)
         if self.freshness is not None:
             told = self._copies.fetch("max_age", serials).tolist() if own is None else own
             self.freshness.note(told, forward, sketch)
@@ -75,7 +88,8 @@ class TrackedTable:
     def _without_stale(self, keys: Tensor, forward: int, sketch: Tensor | None) -> Tensor:
         """``keys`` with NaN, which finds nothing, where the entries may not be served any more."""
         assert self.freshness is not None
-        table = self.table if self.table.device.type == "cpu" else self._index and self._index.table
+        on_host = self.table if self.table.device.type == "cpu" else None
+        table = on_host if self._index is None else self._index.table
         if table is None:  # min_similarity on a GPU: the look-up there is waited for
             found = self._copies.fetch("max_age", self.table.lookup(keys.to(self.table.device)))
         else:
@@ -84,11 +98,25 @@ class TrackedTable:
         return torch.where(passing[:, None], keys, torch.nan)
 
     def clear(self) -> None:
-        """Empties the table."""
-        self.table.clear()
+        """Empties the table, and the tier behind it."""
         self.appended = 0
+        if self.tier is not None:
+            self.tier.clear()
+            return
+        self.table.clear()
         if self._index is not None:
             self._index.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The content, as :mod:`hash3d_cuda.storage` describes it; with a tier, what both hold together."""
+        return (self.tier or self.table)._state_dict()
+
+    def load_state_dict(self, path: str, tensors: dict[str, Tensor]) -> None:
+        """The reverse, into an empty table; raises ValueError, naming ``path``, when ``tensors`` are no content."""
+        storage.fill(path, self.tier or self.table, tensors)
+        self.appended = int(tensors["counters"][0])
+        if self._index is not None and self.tier is None:
+            self._index.load(tensors)
 
 
 class HostIndex:
@@ -119,7 +147,10 @@ class HostIndex:
     def append(self, keys: Tensor, serials: Tensor) -> list[int]:
         """Follows an append of ``keys`` that returned ``serials`` (on any device); returns its own."""
         blank = torch.zeros(len(keys), 1)
+        if not serials.is_cuda:  # what was rejected is known, and is rejected here too
+            blank[serials < 0] = torch.nan
         own = self._table.append(keys, blank, blank).tolist()
+        self.appended += len(keys)
         arrived = None
         if serials.is_cuda:
             device = serials.device
@@ -132,19 +163,38 @@ class HostIndex:
 
     def find(self, keys: Tensor) -> list[bool]:
         """Which of ``keys`` ``[N, 4]`` have a candidate in some grid."""
+        return [any(chains) for chains in self.candidates(keys)]
+
+    def candidates(self, keys: Tensor) -> list[list[list[int]]]:
+        """For each of ``keys`` ``[N, 4]`` and each grid the serials of its candidates, newest first."""
         self._receive()
-        found = self._table.lookup(keys).flatten(1).tolist()
-        return [any(serial >= 0 and serial not in self._rejected for serial in line) for line in found]
+        found = self._table.lookup(keys).tolist()
+        return [[[s for s in chain if s >= 0 and s not in self._rejected] for chain in chains] for chains in found]
+
+    @property
+    def settled(self) -> int:
+        """Of the entries with smaller serials it is known which were rejected."""
+        return self.appended - sum(len(own) for _, own, _ in self._coming)
+
+    def state(self) -> dict[str, Tensor]:
+        """The content, as :mod:`hash3d_cuda.storage` describes it, with latents and features of one number. Entries
+        that are known to be rejected are left out."""
+        self._receive()
+        state = self._table._state_dict()
+        kept = torch.tensor([serial not in self._rejected for serial in state["serials"].tolist()], dtype=torch.bool)
+        return {name: t[kept] if name not in ("similarity", "counters") else t for name, t in state.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Takes over keys and chains from a table's state, such as :mod:`hash3d_cuda.storage` describes it."""
         blank = torch.zeros(len(tensors["serials"]), 1)
         told = {name: tensor for name, tensor in tensors.items() if name != "scales"}  # of features, which are not here
         self._table._load_state_dict({**told, "latents": blank, "features": blank})
+        self.appended = int(tensors["counters"][0])
 
     def clear(self) -> None:
         """Forgets all entries."""
         self._table.clear()
+        self.appended = 0
         self._rejected: set[int] = set()
         self._coming: deque[tuple[torch.cuda.Event | None, list[int], Tensor]] = deque()
 
@@ -154,4 +204,4 @@ class HostIndex:
             _, own, serials = self._coming.popleft()
             pairs = zip(own, serials.tolist(), strict=True)
             self._rejected.update(mine for mine, theirs in pairs if mine >= 0 and theirs < 0)
-            self._rejected = {serial for serial in self._rejected if serial + self._table.capacity > own[-1]}
+            self._rejected = {serial for serial in self._rejected if serial + self._table.capacity >= self.settled}

@@ -69,6 +69,7 @@ def add_run_options(parser: argparse.ArgumentParser, outputs: bool = True) -> No
         "--decide", choices=("host", "device"), help="device: on a GPU, in one CUDA graph per U-Net call (default host)"
     )
     add_feature_dtype(cache)
+    add_host_budget(cache)
     add_reuse_options(parser)
     output = parser.add_argument_group("output")
     if outputs:
@@ -83,6 +84,15 @@ def add_feature_dtype(group: Any) -> None:
     names = ("float32", "float16", "bfloat16", "int8", "fp8")  # DTYPE_NAMES, whose module --help does not wait for
     group.add_argument(
         "--feature-dtype", choices=names, help="what entries are stored in (default: what the U-Net computes in)"
+    )
+
+
+def add_host_budget(group: Any) -> None:
+    """``--host-budget``, which plan has too."""
+    group.add_argument(
+        "--host-budget",
+        metavar="BYTES",
+        help='host memory for entries that left the table, such as "32GiB" (default: none)',
     )
 
 
@@ -177,7 +187,8 @@ def check_budget(settings: Any) -> None:
     from hash3d_cuda import Hash3DConfig
     from hash3d_cuda.options import TableOptions
 
-    config = Hash3DConfig(grids=settings.grids, memory_budget=settings.memory_budget, capacity=settings.capacity)
+    memory = dict(memory_budget=settings.memory_budget, capacity=settings.capacity, host_budget=settings.host_budget)
+    config = Hash3DConfig(grids=settings.grids, **memory)
     arguments = config.table_arguments(torch.float16, torch.device("cpu"))
     TableOptions.build((1,), (1,), **arguments).resolve_capacity()
 

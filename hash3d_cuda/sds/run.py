@@ -132,6 +132,7 @@ class SdsRun:
                     guidance.target(latents.detach(), views, self.generator)
                     for (guidance, _), latents in zip(terms, seen, strict=True)
                 ]
+            self._prefetch()
             with self.time.measure("backward"):
                 loss = self.scene.regularisation()
                 for (guidance, weight), latents, target in zip(terms, seen, targets, strict=True):
@@ -163,6 +164,12 @@ class SdsRun:
             if key not in seen:
                 seen[key] = guidance.see(rendered)
         return [seen[key] for key in keys]
+
+    def _prefetch(self) -> None:
+        """Names the next step's views to the host tier, if there is one: what they want is copied meanwhile."""
+        if self.settings.host_budget is not None and self.step + 1 < self.settings.steps:
+            for guidance, _ in self.terms():
+                guidance.prefetch(self.sampler.views(self.step + 1))
 
     def terms(self) -> list[tuple[Guidance, float]]:
         """Who is asked, and with what weight."""
@@ -296,7 +303,7 @@ def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1, 
     stored = settings.feature_dtype
     config = Hash3DConfig(
         eta=settings.eta, position=settings.position, groups=prior.groups, grids=settings.grids,
-        **settings.room(conditions), seed=settings.seed, mode=settings.mode,
+        **settings.room(conditions), host_budget=settings.host_budget, seed=settings.seed, mode=settings.mode,
         match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
         num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_age=settings.max_age,
         max_change=settings.max_change, target_x=settings.target_x, max_conditions=conditions,
