@@ -30,6 +30,11 @@ class SlowCopier(HostCopier):
     def __init__(self) -> None:
         self.queued: dict[int, tuple[str, Any, tuple[Any, ...]]] = {}  # by ticket
         self._next = 0
+        self.marks = 0  # how often the stream was marked
+
+    def mark(self) -> str:
+        self.marks += 1
+        return f"mark {self.marks}"
 
     def down(self, pairs: Any, after: Iterable[Any]) -> int:
         return self._queue("down", pairs, after)
