@@ -15,7 +15,7 @@ from .freshness import EtaControl, sketch_items
 from .host_tier.hints import Hints
 from .parts import Parts
 from .poses import HostCopies
-from .rows import RowLayout
+from .rows import RowLayout, memory_format_of, places_by
 from .stats import Decision, HostTierStats
 from .store import TableStore
 from .unet.adapter import Call
@@ -117,7 +117,7 @@ class CachedForward:
         """Has host tiers prepare for a forward to come with ``keys`` ``[B, 4]``, on the host, and the user's own
         ``conditions``, one per item."""
         if self._hints.tries(self.control.eta) and self.store is not None:
-            for condition, members in _members(conditions).items():
+            for condition, members in places_by(conditions).items():
                 self.store.prefetch(condition, keys[members])
 
     def forget_shapes(self) -> None:
@@ -155,7 +155,7 @@ class CachedForward:
         if self.store is None:
             return found
         start = 0
-        for condition, members in _members(conditions).items():
+        for condition, members in places_by(conditions).items():
             table = self.store.find(condition)
             if table is None:
                 continue
@@ -178,7 +178,7 @@ class CachedForward:
     ) -> None:
         """Stores what was computed for the ``missing`` items: ``entries`` ``[len(missing), G, ...]``."""
         store = self._make_store(latents, entries)
-        for condition, places in _members([conditions[item] for item in missing]).items():
+        for condition, places in places_by([conditions[item] for item in missing]).items():
             members = [missing[place] for place in places]
             store.get(condition).append(
                 keys[members],
@@ -250,16 +250,3 @@ class CachedForward:
                 shape = (batch, *store.feature_shape)
                 self._room = torch.empty(shape, dtype=store.answer_dtype, device=store.device)
         return self._room[:batch]
-
-
-def _members(conditions: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """Condition -> the places where it stands, in order."""
-    members: dict[Hashable, list[int]] = {}
-    for place, condition in enumerate(conditions):
-        members.setdefault(condition, []).append(place)
-    return members
-
-
-def memory_format_of(feature: Tensor) -> torch.memory_format:
-    channels_last = feature.dim() == 4 and feature.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last and not feature.is_contiguous() else torch.contiguous_format

@@ -66,7 +66,6 @@ class HostTier:
         self._appended = 0
         self._leaving: deque[tuple[int, Any]] = deque()  # first serial and ticket of copies to the host, oldest first
         self._left: Any = None  # the ticket of the last copy whose entries were overwritten on the device
-        self._came: Any = None  # that of the last copy to the device
 
     def clear(self) -> None:
         """Empties both tiers; the counters stay."""
@@ -96,8 +95,8 @@ class HostTier:
         for serial in range(first, self._appended):
             source, target = serial % self.table.capacity, serial % self.capacity
             pairs += [(host[target], device[source]) for device, host in self._memory]
-        # ``_came``: what is being read on its way up must not be overwritten
-        self._leaving.append((first, self._copier.down(pairs, (self._copier.mark(), self._came))))
+        # A row that is overwritten may be on its way up: it is that of an entry which nothing finds any more.
+        self._leaving.append((first, self._copier.down(pairs, (self._copier.mark(),))))
         self._counts["bytes_down"] += len(keys) * entry_bytes(self.options)
         return own
 
@@ -121,9 +120,9 @@ class HostTier:
             pairs.append((self.table._keys[place.slot], self.index.table._keys[row]))
             pairs += [(device[place.slot], host[row]) for device, host in self._memory]
         after = (self._left, *self._landing.last_read(places.values()))
-        self._came = self._copier.up(pairs, after)
+        copied = self._copier.up(pairs, after)
         for place in places.values():
-            place.copied = self._came
+            place.copied = copied
         self._counts["bytes_up"] += len(places) * entry_bytes(self.options)
         return True
 
