@@ -39,6 +39,7 @@ VERSION = "1"
 _WRITERS = {"table": "HashTable.save", "cache": "Hash3DCache.save"}
 NAMES = ("serials", "keys", "latents", "features", "member", "similarity", "counters")
 LARGEST_FLOAT16 = torch.finfo(torch.float16).max
+_MOST_COUNTED = 2**62  # appends or queries: no table gets there, and one that did could still count on for as long
 
 Table = TypeVar("Table")
 
@@ -235,8 +236,8 @@ def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: 
     if torch.isinf(state["similarity"]).any():
         _refuse(path, "similarity holds infinite numbers")
     appended, rejected, queries, hits = state["counters"].tolist()
-    if not (0 <= rejected <= appended and 0 <= hits <= queries):
-        _refuse(path, f"its counters contradict each other ({state['counters'].tolist()})")
+    if not (0 <= rejected <= appended <= _MOST_COUNTED and 0 <= hits <= queries <= _MOST_COUNTED):
+        _refuse(path, f"its counters contradict each other, or are beyond 2**62 ({state['counters'].tolist()})")
     serials = state["serials"]
     first = max(0, appended - capacity)
     if count and (int(serials[0]) < first or int(serials[-1]) >= appended or bool((serials.diff() <= 0).any())):

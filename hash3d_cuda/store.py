@@ -47,6 +47,8 @@ class TableStore:
         self._followed = followed
         self._limits = config.max_age, config.max_change
         self._host_budget = config.host_share()
+        # A sampler's next step asks for the last feature. Compiled parts may hand out memory that they write to again.
+        self._keeps = config.interval is not None and config.compile is False
         self._latent_shape = tuple(latent_shape)
         self._limit = config.max_conditions
         self._tables: OrderedDict[Hashable, TrackedTable] = OrderedDict()  # least recently used first
@@ -128,7 +130,7 @@ class TableStore:
                 tier = HostTier(table, arguments, self._host_budget)
             gated = any(limit is not None for limit in self._limits)
             freshness = Freshness((tier or table).capacity, *self._limits) if gated else None
-            return TrackedTable(table, arguments, self._copies, self._followed, freshness, tier)
+            return TrackedTable(table, arguments, self._copies, self._followed, freshness, self._keeps, tier)
 
     def _empty(self, table: TrackedTable) -> None:
         self._rejected = self._rejected + table.table.count_rejected()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import pytest
@@ -136,6 +137,34 @@ def test_ranks_stay_in_step_after_a_plain_forward_of_one():
     assert first[:2] == second[:2] and first[1] == 13
     assert {kind for line in first[0] for kind in line} >= {"hit", "bypass"}
     assert first[2] == second[2] == {torch.float16}, "as much as 8 bits hold of them"
+
+
+@torch.no_grad()
+def run_around_a_plain_forward(size=1, rank=0, group=None):
+    """What becomes of forwards around one, number 3, that every rank takes to the plain U-Net."""
+    unet, cache = attach(group, max_age=20)
+    part, kinds = split(VIEWS, size)[rank], []
+    for number in range(FORWARDS):
+        context = warnings.catch_warnings() if number == 3 else contextlib.nullcontext()
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=number == 3):
+            warnings.simplefilter("ignore") if number == 3 else None
+            forward(unet, cache, number % 3, part)
+        kinds.append(cache.last.kinds or (cache.last.plain,) * len(range(VIEWS)[part]))
+    return kinds, cache._cached.forward, look(cache)
+
+
+def run_rank_around_a_plain_forward():
+    return run_around_a_plain_forward(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
+
+
+def test_a_plain_forward_of_all_ranks_is_one_process_plain_forward():
+    kinds, forwards, table = run_around_a_plain_forward()
+    assert kinds[3] == ("shape",) * VIEWS and forwards == FORWARDS - 1
+    assert {kind for line in kinds[4:] for kind in line} >= {"hit", "bypass"}
+    told = run_ranks(2, run_rank_around_a_plain_forward)
+    assert [sum((rank[0][number] for rank in told), ()) for number in range(FORWARDS)] == kinds
+    for rank in told:
+        assert rank[1] == forwards and torch.equal(rank[2][0], table[0]) and rank[2][1:] == table[1:]
 
 
 @torch.no_grad()

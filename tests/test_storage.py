@@ -250,6 +250,7 @@ def rewrite(make_table, path, *, dtype=torch.float32, metadata=None, options=Non
 
 
 NAN = float("nan")
+LAST = torch.tensor([2**63 - 1, 1, 2, 1])  # the next append but one would have a negative serial
 
 
 @pytest.mark.parametrize(
@@ -284,6 +285,8 @@ NAN = float("nan")
         ("counters contradict", {"counters": torch.tensor([8, 9, 0, 0])}),
         ("counters contradict", {"counters": torch.tensor([8, 1, 1, 2])}),
         ("counters contradict", {"counters": torch.tensor([-8, -9, 0, 0])}),
+        ("counters contradict", {"counters": LAST, "serials": torch.arange(2**63 - 6, 2**63 - 1)}),
+        ("counters contradict", {"counters": torch.tensor([8, 1, 2**63 - 1, 1])}),
         ("serials are not ascending numbers from 2 to 7", {"serials": torch.tensor([1, 4, 5, 6, 7])}),
         ("serials are not ascending numbers", {"serials": torch.tensor([2, 4, 5, 6, 8])}),
         ("serials are not ascending numbers", {"serials": torch.tensor([2, 4, 6, 5, 7])}),

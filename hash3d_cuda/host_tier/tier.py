@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..host_index import HostIndex
 from ..stats import HostTierStats
-from ..tracked import HostIndex
 from .copier import Copier, make_copier
 from .front import FrontTable, entry_bytes, host_bytes, host_capacity
 from .landing import Landing
