@@ -21,6 +21,7 @@ import warnings
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ from .device_forward import DeviceForward
 from .fingerprint import ModelState, Same
 from .options import TableOptions
 from .rows import RowLayout
+from .stats import HostTierStats
 from .store import TableStore
 from .tracked import TrackedTable
 
@@ -47,7 +49,7 @@ _ABOUT = {
     "format", "options", "weights", "coin", "counts", "rejected", "host_syncs", "signature", "relearn", "layout",
     "names",
 }  # fmt: skip
-_EXTRA = {"policy"}  # where the options of hash3d_cuda.freshness and hash3d_cuda.control are used
+_EXTRA = {"policy", "host_tier"}  # where options of hash3d_cuda.freshness and .control, or a host_budget, are used
 _LEFT_OUT = (
     "hash3d: a table is left out of the saved state: its entries depend on an object, such as an attention processor, "
     "with attributes that another process cannot compare"
@@ -79,8 +81,9 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
             "layout": _layout(cached),
             "names": list(tables),
             **_policy(cache, list(tables.values())),
+            **_host_tier(cached),
         }
-        return {"about": about, "tables": [table.table._state_dict() for table in tables.values()]}
+        return {"about": about, "tables": [table.state_dict() for table in tables.values()]}
 
 
 def restore(
@@ -100,6 +103,7 @@ def restore(
         cached = cache._cached
         coin = _coin(about["coin"], path)
         policy = _resume_policy(cache, about, store, path)
+        past = HostTierStats(**about.get("host_tier", {}))
         cached.forget_shapes()
         cached._coin.setstate(coin)
         cached._rejected, cached.store = about["rejected"], store
@@ -114,6 +118,7 @@ def restore(
             cached._dtype, cached._format = getattr(torch, dtype), _FORMATS[form]
         if isinstance(cached, CachedForward):
             cached.forward, cached.control = policy
+            cached.past_tiers = past
 
 
 def save(cache: Hash3DCache, path: str | os.PathLike[str]) -> None:
@@ -151,10 +156,7 @@ class ResumedStore(TableStore):
     def adopt(self, name: str, tensors: dict[str, Tensor], path: str) -> None:
         """Puts a table from a file last; raises ValueError when ``tensors`` are none."""
         table = self._build()
-        storage.fill(path, table.table, tensors)
-        table.appended = int(tensors["counters"][0])
-        if table._index is not None:
-            table._index.load(tensors)
+        table.load_state_dict(path, tensors)
         self._tables[name] = table
         self._waiting += 1
 
@@ -234,6 +236,7 @@ def _options(config: Hash3DConfig, store: TableStore) -> dict[str, Any]:
     rows = config.rows if isinstance(config.rows, str) else _items(config)
     table = storage.options_record(options, options.resolve_capacity())
     about = {"position": config.position, "groups": config.groups, "rows": rows, "mode": config.mode, **table}
+    about["host_entries"] = store.host_entries(options)
     return {**json.loads(json.dumps(about)), "device": str(store.device)}
 
 
@@ -256,6 +259,12 @@ def _policy(cache: Hash3DCache, tables: list[TrackedTable]) -> dict[str, Any]:
         return {}
     kept = [table.freshness.state() if table.freshness is not None else None for table in tables]
     return {"policy": {"forward": cached.forward, "control": cached.control.state(), "freshness": kept}}
+
+
+def _host_tier(cached: CachedForward | DeviceForward) -> dict[str, Any]:
+    """What host tiers have done, as JSON values; nothing without them."""
+    done = cached.host_tier if isinstance(cached, CachedForward) else None
+    return {} if done is None else {"host_tier": asdict(done.past())}
 
 
 def _resume_policy(

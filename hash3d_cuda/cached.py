@@ -13,10 +13,11 @@ from .checks import QUANTISED_DTYPES, fail
 from .config import Hash3DConfig
 from .control import EtaControl, relative_errors
 from .freshness import sketch_items
+from .host_tier.hints import Hints
 from .parts import Parts
 from .poses import HostCopies
-from .rows import RowLayout
-from .stats import Decision
+from .rows import RowLayout, memory_format_of, places_by
+from .stats import Decision, HostTierStats
 from .store import TableStore
 from .unet.adapter import Call
 from .unet.call import take_rows
@@ -51,12 +52,14 @@ class CachedForward:
         self._exchange = exchange
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
+        self._hints = Hints(self._coin)
         self.control = EtaControl.of(config, copies)
         self.forward = 0  # how many there were: what entries' ages are counted in
         self._room: Tensor | None = None  # [B, G, ...] of the table's answers, what retrievals write into
         self._dtype = torch.float32  # of the features as the model makes them; so is the format
         self._format = torch.contiguous_format
         self._rejected = 0  # by stores since dropped
+        self.past_tiers = HostTierStats()  # likewise, what their tiers did
 
     def __call__(self, call: Call, keys: Tensor, conditions: Sequence[Hashable]) -> tuple[Tensor, Decision]:
         """Returns the U-Net's output ``[rows, out_channels, H, W]``, and what became of the items.
@@ -68,6 +71,7 @@ class CachedForward:
         """
         items = self.layout.items(len(keys))
         latents = self._latents(call.sample, [rows[0] for rows in items])
+        self._hints.forward()
         self.forward += 1
         audited = self.control.begin(self.forward)
         tried = self._coin.random() < self.control.eta
@@ -110,9 +114,25 @@ class CachedForward:
         """Items that were not stored because something in them was not finite."""
         return self._rejected + (0 if self.store is None else self.store.rejected)
 
+    @property
+    def host_tier(self) -> HostTierStats | None:
+        """What the host tiers hold and did; None without ``host_budget``."""
+        if self._config.host_budget is None:
+            return None
+        now = None if self.store is None else self.store.host_tier
+        return self.past_tiers if now is None else self.past_tiers + now
+
+    def prefetch(self, keys: Tensor, conditions: Sequence[Hashable]) -> None:
+        """Has host tiers prepare for a forward to come with ``keys`` ``[B, 4]``, on the host, and the user's own
+        ``conditions``, one per item."""
+        if self._hints.tries(self.control.eta) and self.store is not None:
+            for condition, members in places_by(conditions).items():
+                self.store.prefetch(condition, keys[members])
+
     def forget_shapes(self) -> None:
         """Drops tables and buffers, so that the next forward may have another shape."""
         self._rejected = self.rejected
+        self.past_tiers = (self.host_tier or HostTierStats()).past()
         self.store = self._room = None
 
     def sit_out(self) -> None:
@@ -144,7 +164,7 @@ class CachedForward:
         if self.store is None:
             return found
         start = 0
-        for condition, members in _members(conditions).items():
+        for condition, members in places_by(conditions).items():
             table = self.store.find(condition)
             if table is None:
                 continue
@@ -172,7 +192,7 @@ class CachedForward:
     ) -> None:
         """Stores what was computed for the ``missing`` items: ``entries`` ``[len(missing), G, ...]``."""
         store = self._make_store(latents, entries)
-        for condition, places in _members([conditions[item] for item in missing]).items():
+        for condition, places in places_by([conditions[item] for item in missing]).items():
             members = [missing[place] for place in places]
             store.get(condition).append(
                 *take_rows((keys, latents), members, len(keys)),
@@ -252,16 +272,3 @@ class CachedForward:
                 shape = (batch, *store.feature_shape)
                 self._room = torch.empty(shape, dtype=store.answer_dtype, device=store.device)
         return self._room[:batch]
-
-
-def _members(conditions: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """Condition -> the places where it stands, in order."""
-    members: dict[Hashable, list[int]] = {}
-    for place, condition in enumerate(conditions):
-        members.setdefault(condition, []).append(place)
-    return members
-
-
-def memory_format_of(feature: Tensor) -> torch.memory_format:
-    channels_last = feature.dim() == 4 and feature.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last and not feature.is_contiguous() else torch.contiguous_format

@@ -37,7 +37,7 @@ def _sampling_options(interval: int) -> dict[str, Any]:
     """What ``interval`` demands: no coin, no threshold, the batch as one item, and steps 0 to ``interval`` - 1 in one
     cell, ``interval`` to 2 ``interval`` - 1 in the next."""
     grids = (Grid(1.0, 1.0, 1.0, interval),)
-    kept = dict.fromkeys(("min_similarity", *POLICIES))
+    kept = dict.fromkeys(("min_similarity", "host_budget", *POLICIES))
     fixed = {**kept, "eta": 1.0, "groups": 1, "decide": "host", "match": "cell"}
     return {**fixed, "grids": grids}
 
@@ -58,6 +58,8 @@ class Hash3DConfig:
         mode: ``"feature"`` caches the activation at the cut; ``"noise"`` the U-Net's output (the paper's ablation).
         capacity: entries, or ``memory_budget``: bytes or a string such as ``"2GiB"``. At most one of the two; with
             neither, the budget is 2 GiB. It is allocated at the first forward and never grows.
+        host_budget: bytes of host memory (a string such as ``"32GiB"``) for a second tier, from which entries that left
+            the GPU come back; see :mod:`hash3d_cuda.host_tier` and :meth:`Hash3DCache.prefetch`. None: no such tier.
         max_conditions: how many condition ids are remembered side by side; each gets an equal share of the memory.
             With more in turn than that, the one not used for longest is forgotten. 1: a change forgets everything.
         max_age: forwards; an entry is served in so many forwards after the one that stored it, and then computed anew.
@@ -97,6 +99,7 @@ class Hash3DConfig:
     mode: str = "feature"
     memory_budget: int | str | None = None
     capacity: int | None = None
+    host_budget: int | str | None = None
     max_conditions: int = 1
     max_age: int | None = None
     max_change: float | None = None
@@ -165,6 +168,7 @@ class Hash3DConfig:
         if self.capacity is not None and check_int("capacity", self.capacity, 1) < self.max_conditions:
             expected = f"at least max_conditions ({self.max_conditions}), which share it"
             fail(ValueError, "capacity", expected, self.capacity, "raise it, or lower max_conditions")
+        self._check_host_budget()
         arguments = self.table_arguments(torch.float32, torch.device("cpu"))
         self.grids = TableOptions.build((1,), (1,), **arguments).grids
         if self.interval is not None:
@@ -220,9 +224,24 @@ class Hash3DConfig:
         """``audit``, or its default where one is needed."""
         return DEFAULT_AUDIT if self.audit is None and self.target_quality is not None else self.audit
 
+    def _check_host_budget(self) -> None:
+        if self.host_budget is None:
+            return
+        parse_bytes("host_budget", self.host_budget)
+        if self.min_similarity is not None:
+            expected = "None with a host_budget: whether an item hits would depend on features on the device"
+            fail(ValueError, "min_similarity", expected, self.min_similarity, "leave one of the two out")
+        if self.process_group is not None:
+            expected = "None with a process_group, under which the tier has not been tried"
+            fail(ValueError, "host_budget", expected, self.host_budget, "leave one of the two out")
+
+    def host_share(self) -> int | None:
+        """Bytes of host memory behind one condition's table; None without ``host_budget``."""
+        return None if self.host_budget is None else parse_bytes("host_budget", self.host_budget) // self.max_conditions
+
     def _check_device_options(self) -> None:
         """What cannot go into one graph with a decision in it."""
-        for name in POLICIES:
+        for name in ("host_budget", *POLICIES):
             if getattr(self, name) is not None:
                 expected = 'None with decide="device", where the host does not know what is served'
                 fail(ValueError, name, expected, getattr(self, name), 'leave it out, or pass decide="host"')

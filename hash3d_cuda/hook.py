@@ -30,6 +30,7 @@ from .poses import HostCopies, Views
 from .root_hook import RootHook, has_hook, is_bare
 from .rows import RowLayout
 from .sampling import Sampling
+from .scopes import Scopes
 from .stats import CacheStats, Decision
 from .table import HashTable
 from .unet import Adapter, find_adapter
@@ -92,7 +93,7 @@ class Hash3DCache:
         self._state = ModelState(unet)
         self._signature: tuple[Any, ...] | None = None  # the shape per item that the tables are built for
         self._relearn = False  # after clear(): another shape may take their place
-        self._local = _Scopes()
+        self._local = Scopes()
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._notices = Notices()
@@ -124,6 +125,22 @@ class Hash3DCache:
         kind = Views if self._device is None else DeviceViews
         with self._told(kind(elevation, azimuth, radius, timestep, condition, self._copies)):
             yield self
+
+    def prefetch(self, elevation: Any, azimuth: Any, radius: Any, timestep: Any, condition: Any = None) -> None:
+        """Tells the poses of the next forward inside ``views`` ahead of it, as there; a second call before it, those of
+        the one after. With ``host_budget`` the entries that these want and only the host has are then on their way to
+        the GPU, and come in time if there is other work in between. A hint: a forward with other views is answered
+        as well, and without a host tier nothing happens.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        if self.config.host_budget is None:
+            return
+        hints = Views(elevation, azimuth, radius, timestep, condition, self._copies).hints()
+        with self._lock:
+            if isinstance(self._cached, CachedForward):
+                self._cached.prefetch(*hints)
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Hash3DCache]:
@@ -188,6 +205,7 @@ class Hash3DCache:
             host_syncs=self._copies.count,
             audits=0 if control is None else control.audited,
             audited_error=None if control is None else control.mean_error,
+            host_tier=cached.host_tier if isinstance(cached, CachedForward) else None,
         )
 
     @property
@@ -385,15 +403,3 @@ def make_exchange(config: Hash3DConfig) -> Exchange | None:
 
     exchange = Exchange(config.process_group)
     return exchange if exchange.size > 1 else None
-
-
-class _Scopes(threading.local):
-    """The ``views`` and ``bypass`` blocks that the current thread is in."""
-
-    def __init__(self) -> None:
-        self.views: list[Views | Sampling] = []
-        self.bypasses = 0
-
-    @property
-    def current(self) -> Views | Sampling | None:
-        return self.views[-1] if self.views and not self.bypasses else None

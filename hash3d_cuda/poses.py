@@ -92,6 +92,14 @@ class Views:
         keys[:, TIMESTEP] = steps.to(torch.float32)
         return keys
 
+    def hints(self) -> tuple[Tensor, list[Hashable]]:
+        """Keys and conditions of a forward to come: as many items as were named."""
+        if not self.has_timestep:
+            expected = "the timesteps of the forward to come"
+            fail(TypeError, "timestep", expected, None, "pass them: there is no call yet to take them from")
+        batch = max(len(self._keys), len(self._conditions))
+        return self.keys(None, range(batch), batch), self.conditions(batch)
+
     def conditions(self, batch: int) -> list[Hashable]:
         """The condition id of each of ``batch`` items."""
         self._check_length("condition", len(self._conditions), batch)

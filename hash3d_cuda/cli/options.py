@@ -70,6 +70,7 @@ def add_run_options(parser: argparse.ArgumentParser, outputs: bool = True) -> No
         "--decide", choices=("host", "device"), help="device: on a GPU, in one CUDA graph per U-Net call (default host)"
     )
     add_feature_dtype(cache)
+    add_host_budget(cache)
     add_reuse_options(parser)
     output = parser.add_argument_group("output")
     if outputs:
@@ -84,6 +85,15 @@ def add_feature_dtype(group: Any) -> None:
     names = ("float32", "float16", "bfloat16", "int8", "fp8")  # DTYPE_NAMES, whose module --help does not wait for
     group.add_argument(
         "--feature-dtype", choices=names, help="what entries are stored in (default: what the U-Net computes in)"
+    )
+
+
+def add_host_budget(group: Any) -> None:
+    """``--host-budget``, which plan has too."""
+    group.add_argument(
+        "--host-budget",
+        metavar="BYTES",
+        help='host memory for entries that left the table, such as "32GiB" (default: none)',
     )
 
 

@@ -34,6 +34,8 @@ class Simulation:
         grids: how many grids there were.
         stored: entries appended in all.
         live: entries left at the end.
+        from_host: hits that wanted an entry which only the host tier had.
+        copied: such entries, each once in a step.
     """
 
     grid: np.ndarray
@@ -42,6 +44,8 @@ class Simulation:
     grids: int
     stored: int
     live: int
+    from_host: int = 0
+    copied: int = 0
 
     @property
     def hits(self) -> int:
@@ -88,6 +92,7 @@ def simulate(
     *,
     grids: Sequence[Grid] = PAPER_GRIDS,
     capacity: int | None = None,
+    front: int | None = None,
     seed: int = 0,
     coverage: bool = True,
     timestep_first: bool = False,
@@ -107,6 +112,8 @@ def simulate(
         eta: probability, per step, that a retrieval is tried.
         grids: the table's.
         capacity: slots; None holds every view of the run.
+        front: with a host tier, how many of them, the newest, are on the device. All copies are taken to come in time;
+            the two tiers are then one table.
         seed: of the coin, as :class:`hash3d_cuda.Hash3DConfig` has it.
         coverage: False saves the time of looking at it.
         timestep_first: hash the key as (timestep, elevation, azimuth, radius), the order of the paper's released code.
@@ -132,12 +139,13 @@ def simulate(
     )
     eta = check_real("eta", eta, 0.0, 1.0)
     control = EtaControl(eta, seed, target_x=target_x, audit=audit)
-    run = _Run(table, keys, len(table.options.grids), max_age)
+    run = _Run(table, keys, slots if front is None else front, max_age)
     looks = np.empty(0, dtype=np.int64)
     if coverage:
         looks = np.unique(np.linspace(0, steps - 1, LOOKS).astype(np.int64))
     seen = run.through(random.Random(seed), control, looks.tolist())
-    return Simulation(run.grid, looks, np.array(seen), len(table.options.grids), run.stored, len(table))
+    kept = run.stored, len(table), run.from_host, run.copied
+    return Simulation(run.grid, looks, np.array(seen), len(table.options.grids), *kept)
 
 
 def _timestep_first(keys: Tensor, grids: Sequence[Grid], period: float | None) -> tuple[Tensor, list[Grid], None]:
@@ -166,8 +174,9 @@ def _as_grid(grid: Grid | Sequence[float]) -> Grid:
 class _Run:
     """A table on its way through the steps."""
 
-    def __init__(self, table: HashTable, keys: Tensor, grids: int, max_age: int | None = None):
-        self.table, self.keys = table, keys
+    def __init__(self, table: HashTable, keys: Tensor, front: int, max_age: int | None = None):
+        self.table, self.keys, self.front = table, keys, front
+        self.from_host = self.copied = 0
         self._freshness = None if max_age is None else Freshness(table.capacity, max_age, None)
         self._forward = 0
         self.grid = np.full(keys.shape[:2], BYPASS, dtype=np.int8)
@@ -200,14 +209,18 @@ class _Run:
         return seen
 
     def _try(self, step: int) -> None:
-        self.grid[step] = self._serving(self.keys[step])
-        self._append(step, step + 1, self.grid[step] == MISS)
+        candidates = self.table.lookup(self.keys[step])
+        self.grid[step] = served = self._serving(candidates)
+        found = candidates.numpy()
+        away = (found >= 0) & (found < self.stored - self.front) & (served != MISS)[:, None, None]
+        self.from_host += int(away.any(axis=(1, 2)).sum())
+        self.copied += len(np.unique(found[away]))
+        self._append(step, step + 1, served == MISS)
 
-    def _serving(self, keys: Tensor) -> np.ndarray:
-        """The finest grid with a candidate for each of ``keys`` [N, 4], or MISS: int64 [N]."""
-        candidates = self.table.lookup(keys)
-        found = candidates[:, :, 0].numpy() >= 0
-        served = np.where(found.any(axis=1), found.argmax(axis=1), MISS)
+    def _serving(self, candidates: Tensor) -> np.ndarray:
+        """The finest grid with a candidate for each key, or MISS: int64 [N] from what a look-up found, [N, M, Q]."""
+        held = candidates[:, :, 0].numpy() >= 0
+        served = np.where(held.any(axis=1), held.argmax(axis=1), MISS)
         if self._freshness is None:
             return served
         return np.where(self._freshness.passing(candidates, self._forward, None).numpy(), served, MISS)
@@ -218,7 +231,7 @@ class _Run:
         timesteps = self.keys[first : first + self._near, :, 3].flatten()
         views = self._poses.clone()
         views[:, 3] = timesteps[torch.arange(len(views)) % len(timesteps)]
-        return float((self._serving(views) >= 0).mean())
+        return float((self._serving(self.table.lookup(views)) >= 0).mean())
 
     def _append(self, begin: int, end: int, chosen: np.ndarray | None = None) -> None:
         """Stores the views of steps ``begin`` to ``end``, of a single one those that are ``chosen``."""

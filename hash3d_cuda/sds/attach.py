@@ -30,7 +30,7 @@ def cache_config(settings: GenerateSettings, groups: int = 2, conditions: int = 
     stored = settings.feature_dtype
     return Hash3DConfig(
         eta=settings.eta, position=settings.position, groups=groups, grids=settings.grids,
-        **settings.room(conditions), seed=settings.seed, mode=settings.mode,
+        **settings.room(conditions), host_budget=settings.host_budget, seed=settings.seed, mode=settings.mode,
         match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
         num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_conditions=conditions,
         **{name: getattr(settings, name) for name in POLICIES},

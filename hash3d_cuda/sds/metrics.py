@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -110,6 +111,8 @@ def cache_metrics(served: dict[str, int], *caches: Any) -> dict[str, Any]:
             figures[name] = sum(getattr(one, name) for one in stats)
         if tables := [table for cache in caches for table in cache.tables]:
             figures |= {"entries": sum(map(len, tables)), "capacity": sum(table.capacity for table in tables)}
+        if tiers := [one.host_tier for one in stats if one.host_tier is not None]:
+            figures["host_tier"] = asdict(sum(tiers[1:], tiers[0]))
     return figures
 
 

@@ -133,6 +133,7 @@ class SdsRun:
                     guidance.target(latents.detach(), views, self.generator)
                     for (guidance, _), latents in zip(terms, seen, strict=True)
                 ]
+            self._prefetch()
             with self.time.measure("backward"):
                 loss = self.scene.regularisation()
                 for (guidance, weight), latents, target in zip(terms, seen, targets, strict=True):
@@ -164,6 +165,12 @@ class SdsRun:
             if key not in seen:
                 seen[key] = guidance.see(rendered)
         return [seen[key] for key in keys]
+
+    def _prefetch(self) -> None:
+        """Names the next step's views to the host tier, if there is one: what they want is copied meanwhile."""
+        if self.settings.host_budget is not None and self.step + 1 < self.settings.steps:
+            for guidance, _ in self.terms():
+                guidance.prefetch(self.sampler.views(self.step + 1))
 
     def terms(self) -> list[tuple[Guidance, float]]:
         """Who is asked, and with what weight."""

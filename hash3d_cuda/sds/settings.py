@@ -79,6 +79,8 @@ class GenerateSettings:
         memory_budget: bytes of the table; a string such as ``"256MiB"`` is converted. None with ``capacity``; with
             neither, 256 MiB, or with ``sampler="anchored"`` room for the anchors.
         capacity: entries of the table, in the place of ``memory_budget``.
+        host_budget: bytes of host memory for a second tier behind the table, or a string such as ``"32GiB"``; None for
+            none. See :mod:`hash3d_cuda.host_tier`.
         mode, match, queue_length, num_buckets, min_similarity: as in :class:`hash3d_cuda.Hash3DConfig`.
         feature_dtype: what the table stores features in, ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int8"`` or
             ``"fp8"``; None is what the U-Net computes in.
@@ -132,6 +134,7 @@ class GenerateSettings:
     grids: tuple[Grid, ...] = PAPER_GRIDS
     memory_budget: int | None = None
     capacity: int | None = None
+    host_budget: int | None = None
     mode: str = "feature"
     match: str = "cell"
     aggregation: str = "softmax"
@@ -230,6 +233,11 @@ class GenerateSettings:
             self._set("capacity", check_int("capacity", self.capacity, 1))
         elif self.memory_budget is not None:
             self._set("memory_budget", parse_bytes("memory_budget", self.memory_budget))
+        if self.host_budget is not None:
+            self._set("host_budget", parse_bytes("host_budget", self.host_budget))
+            for name, free in (("decide", "host"), ("min_similarity", None)):
+                if (got := getattr(self, name)) != free:
+                    fail(ValueError, name, f"{free!r} with a host_budget", got, "leave one of the two out")
         check_choice("mode", self.mode, MODES)
         check_choice("match", self.match, MATCHES)
         check_choice("aggregation", self.aggregation, AGGREGATIONS)
