@@ -62,7 +62,7 @@ stage() {
     return
   fi
   [ "$limit" -le "$left" ] || limit=$left
-  export limit
+  export limit title
   shift 2
   export -f "$1"
   timeout -k 10 "$limit" bash -euo pipefail -c 'cd "$work"; "$@"' - "$@" >"$log" 2>&1
@@ -128,7 +128,7 @@ export -f pytest_in_tree
 # has to is named in the report.
 tests() {
   export apart
-  apart=$(mktemp -d "$work/apart.XXXXXX")
+  apart=$logs/$title && mkdir "$apart"
   one() {
     local name
     name=$(basename "$1" .py)
@@ -136,14 +136,16 @@ tests() {
     echo $? >"$apart/$name.status"
   }
   export -f one
-  printf '%s\0' "$@" | timeout -k 3 $((limit - 8)) xargs -0 -n 1 -P "$(nproc)" bash -c 'one "$1"' - ||
+  local cores
+  cores=$(env -u OMP_NUM_THREADS nproc) # which would take that variable for the number of cores
+  printf '%s\0' "$@" | timeout -k 3 $((limit - 8)) xargs -0 -n 1 -P "$cores" bash -c 'one "$1"' - ||
     echo "not all of it ended within $((limit - 8)) s"
   "$python" "$reports" tests "$apart" "$@"
 }
 
-# compute-sanitizer looks at the engine's kernels alone; but for initcheck, which has to see who else writes. That calls
-# of the driver which torch tries out fail is no error of ours, and the engine checks its own. torch's own allocator would
-# hide reads past the end of a block.
+# compute-sanitizer looks at the engine's kernels alone, but for initcheck, which has to see who else writes. Calls of
+# the driver that torch tries out and that fail are no error of ours, and the engine checks its own. torch's allocator
+# would hide reads past the end of a block.
 under() {
   local tool=$1 only=(--kernel-regex kns=hash3d)
   [ "$tool" != initcheck ] || only=()
@@ -235,9 +237,11 @@ else
   which=(-k cuda)
   [ "$device" = cuda ] || which=(-k "lookup or (test_query and Zero123 and copy)")
   ignored=()
-  has diffusers || ignored+=(--ignore tree/benchmarks/test_hook.py --ignore tree/benchmarks/test_deepcache.py)
-  has DeepCache || ignored+=(--ignore tree/benchmarks/test_deepcache.py)
-  [ ${#ignored[@]} -eq 0 ] || left_out "benchmarks: ${ignored[*]//--ignore tree\/benchmarks\//}: diffusers or DeepCache is missing"
+  for need in diffusers:hook diffusers:deepcache DeepCache:deepcache; do
+    has "${need%:*}" && continue
+    left_out "benchmarks: test_${need#*:}.py: no ${need%:*}"
+    ignored+=(--ignore "tree/benchmarks/test_${need#*:}.py")
+  done
   export HASH3D_BENCH_SIDE=${HASH3D_BENCH_SIDE:-16}
   stage 100 benchmarks bench "${which[@]}" "${ignored[@]}"
 fi

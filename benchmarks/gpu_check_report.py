@@ -19,6 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 MISSING = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
+SAID_MISSING = re.compile(r"the package '([\w.]+)' is missing; install it with")  # as the hash3d command puts it
 SKIPPED = re.compile(r"Skipped: ([^\n]*?)[\"']?\)?$")
 OURS = ("hash3d_cuda", "torch")  # what has to be there
 
@@ -61,7 +62,8 @@ def _outcome(case: ElementTree.Element) -> tuple[str, str]:
     wrong = case.find("failure") if case.find("failure") is not None else case.find("error")
     if wrong is not None:
         message, text = wrong.get("message") or "", wrong.text or ""
-        found = MISSING.search(text if message == "collection failure" else message)
+        said = "\n".join([message, text, *(part.text or "" for part in case.iter() if part.tag.startswith("system"))])
+        found = MISSING.search(text if message == "collection failure" else message) or SAID_MISSING.search(said)
         if found and found[1].split(".")[0] not in OURS:
             return "left out", f"no {found[1].split('.')[0]}"
         return "failed", " ".join(message.split())

@@ -47,32 +47,32 @@ def look(cache):
 
 
 @torch.no_grad()
-def run_views(size=1, rank=0, group=None):
+def run_views(stored, size=1, rank=0, group=None):
     """Kinds and outputs of all forwards, and the table; half-way through, the cache is saved and loaded."""
-    unet, cache = attach(group)
+    unet, cache = attach(group, feature_dtype=stored)
     part = split(VIEWS, size)[rank]
     kinds, outputs = [], []
     for number in range(FORWARDS):
         if number == FORWARDS // 2:
             state = cache.state_dict()
             cache.remove()
-            unet, cache = attach(group)
+            unet, cache = attach(group, feature_dtype=stored)
             cache.load_state_dict(state)
         outputs.append(forward(unet, cache, number, part))
         kinds.append(cache.last.kinds)
     return kinds, torch.cat(outputs, 1), look(cache)
 
 
-def run_rank():
-    return run_views(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
+def run_rank(stored):
+    return run_views(stored, dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_together_decide_as_one(size):
-    kinds, outputs, table = run_views()
+@pytest.mark.parametrize("size, stored", [(3, torch.float16), (2, torch.int8)])
+def test_ranks_together_decide_as_one(size, stored):
+    kinds, outputs, table = run_views(stored)
     assert {kind for line in kinds for kind in line} == {"hit", "miss", "bypass"}
     assert any(len(set(line)) > 1 for line in kinds) and table[2] == 1
-    told = run_ranks(size, run_rank)
+    told = run_ranks(size, run_rank, stored)
     assert [sum((rank[0][number] for rank in told), ()) for number in range(FORWARDS)] == kinds
     assert any(set(rank[0][number]) == {"hit"} for rank in told for number in range(FORWARDS)), "none to append on one"
     torch.testing.assert_close(torch.cat([rank[1] for rank in told]), outputs, equal_nan=True, atol=1e-3, rtol=1e-3)

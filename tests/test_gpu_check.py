@@ -21,6 +21,8 @@ NOT_COLLECTED = """<testcase name="tests.test_x"><error message="collection fail
 E   ModuleNotFoundError: No module named 'trimesh'</error></testcase>"""
 OURS_ABSENT = """<testcase name="test_e"><error message="ModuleNotFoundError: No module named 'hash3d_cuda.table'"/>
 </testcase>"""
+COMMAND = """<testcase name="test_f"><failure message="assert 1 == 0">E</failure><system-err>hash3d: error: the package
+'diffusers' is missing; install it with: pip install</system-err></testcase>""".replace("\n", " ")
 WHOLE_FILE = """<testcase name="tests.test_x"><skipped type="pytest.skip" message="collection skipped">
 ('tests/test_x.py', 8, "Skipped: could not import 'diffusers': No module named 'diffusers'")</skipped></testcase>"""
 
@@ -44,6 +46,7 @@ def test_a_failure_is_named(tmp_path):
     ("case", "why"),
     [
         (ABSENT, "no diffusers"),
+        (COMMAND, "no diffusers"),
         (NOT_COLLECTED, "no trimesh"),
         (WHOLE_FILE, "could not import 'diffusers': No module named 'diffusers'"),
     ],

@@ -17,7 +17,7 @@ from table_cases import UNIT, append, found, keys, query, small
 
 import hash3d_cuda as h3d
 from hash3d_cuda import storage
-from hash3d_cuda.checks import STORED_DTYPES
+from hash3d_cuda.checks import QUANTISED_DTYPES, STORED_DTYPES
 
 A, B = (0.5, 0.5, 0.5, 0.5), (1.5, 0.5, 0.5, 0.5)
 
@@ -313,12 +313,21 @@ def test_inconsistent_files(make_table, tmp_path, why, changes):
         ("scales holds numbers", {"scales": torch.full((5, 1), NAN)}),
         ("scales holds numbers", {"scales": torch.full((5, 1), -1.0)}),
         ("scales holds numbers", {"scales": torch.full((5, 1), 1e30)}),
+        ("scales holds numbers", {"scales": torch.full((5, 1), 147.0)}),  # 448 times that is no float16
         ("features holds numbers", {"features": torch.full((5, 2), NAN).to(torch.float8_e4m3fn)}),
     ],
 )
 def test_inconsistent_features_in_8_bits(make_table, tmp_path, why, changes):
     rewrite(make_table, tmp_path / "table", dtype=torch.float8_e4m3fn, **changes)
     assert_refuses(make_table, tmp_path / "table", why)
+
+
+@pytest.mark.parametrize("dtype", QUANTISED_DTYPES, ids=str)
+def test_the_largest_numbers_come_back_in_8_bits(make_table, tmp_path, dtype):
+    table = small(make_table, feature_dtype=dtype)
+    append(table, A, features=[(65504.0, -65504.0)])
+    table.save(tmp_path / "table")
+    assert query(load_like(table, tmp_path / "table"), A).features.tolist() == [[65504.0, -65504.0]]
 
 
 def test_rewriting_alone_does_no_harm(make_table, tmp_path):

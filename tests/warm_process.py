@@ -1,10 +1,10 @@
-"""Commands of processes that find other people's packages imported: torch and diffusers take longer than short commands.
+"""Commands of processes that find other people's packages imported: that takes longer than a short command does.
 
     python tests/warm_process.py SOCKET                   serves until its standard input is closed
     python -I -S tests/warm_process.py SOCKET hash3d ...  a command like the installed one, of a child of the server
 
-The child has the caller's arguments, folder, environment, standard input and outputs, and imports ``hash3d_cuda`` anew, as
-a command of its own would; the caller ends with the child's exit status. Not for signals: those reach the caller alone.
+The child has the caller's arguments, folder, environment, standard input and outputs, and imports ``hash3d_cuda`` anew,
+as a command of its own would; the caller ends with its exit status. Not for signals: those reach the caller alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ PACKAGES = (
     "torch", "diffusers.models.unets.unet_2d_condition", "diffusers.schedulers.scheduling_ddpm",
     "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.autoencoders.autoencoder_tiny",
     "transformers.models.clip.modeling_clip", "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.Image",
-    "scipy.spatial", "scipy.ndimage", "scipy.stats", "skimage.measure", "torchmetrics.functional.image", "trimesh", "tqdm",
+    "scipy.spatial", "scipy.ndimage", "scipy.stats", "skimage.measure", "torchmetrics.functional.image",
+    "trimesh", "tqdm",
 )  # fmt: skip
 OWN = "hash3d_cuda"
 LOST = 70  # the exit status where there is none to pass on

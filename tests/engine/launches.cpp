@@ -1,4 +1,5 @@
-// What the CUDA backend makes of a launch that fails, and of a current device that is not the table's, on the emulation.
+// What the CUDA backend makes of a launch that fails, and of a current device that is not the table's, on the
+// emulation.
 //
 //   engine_launches    exit code 0, or 1 with a line that says what is wrong
 #include <cstdio>

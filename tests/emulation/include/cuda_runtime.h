@@ -112,8 +112,8 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream = nullptr;
 };
 
-// For tests: what every launch answers instead of running, where it is not cudaSuccess; the current device, and how often
-// one was set.
+// For tests: what every launch answers instead of running, where it is not cudaSuccess; the current device, and how
+// often one was set.
 namespace emulation {
 inline cudaError_t refusal = cudaSuccess;
 inline int device = 0, settings = 0;
