@@ -27,7 +27,7 @@ mend() { cp "$work/sound" "csrc/cuda/$1"; }
 say "the table's tests through the kernels"
 configure "$work/plain" -DHASH3D_EMULATE=ON
 build "$work/plain" _C engine_backends engine_conditional engine_launches
-"$python" -m pytest -q -p no:cacheprovider tests/test_table_*.py tests/test_storage.py
+"$python" -m pytest -q -p no:cacheprovider -k "$with_engine" tests/test_table_*.py tests/test_storage.py
 "$work/plain/engine_backends" $((10 * rounds)) "$seed"
 "$work/plain/engine_conditional"
 "$work/plain/engine_launches"

@@ -107,6 +107,17 @@ def test_the_same_hits_as_a_real_run(entries, more):
     assert planned.hits > 5
 
 
+def test_age_and_audits_are_as_in_the_hook():
+    """Twelve steps of one cell, tried each time: the entry serves three steps, then it is made anew."""
+    keys = torch.tensor([[[10.0, 20.0, 2.0, 500.0]]]).expand(12, 1, 4).contiguous()
+    aged = simulate(keys, 1.0, max_age=3)
+    assert aged.grid[:, 0].tolist() == [MISS, 0, 0, 0] * 3 and aged.stored == 3
+    followed = simulate(keys.repeat(50, 1, 1), 1.0, target_x=0.5)
+    assert followed.x == pytest.approx(0.5, abs=0.05)
+    audited = simulate(keys, 1.0, audit=1.0)
+    assert audited.hits == 0 and audited.stored == 12 and audited.misses == 12
+
+
 def test_memory_is_what_the_table_takes():
     setting = CacheSetting(memory_budget="64MiB", position=4)
     memory = plan(SMALL, setting, unet="sd21").memory
@@ -141,8 +152,9 @@ def test_settings_bring_their_own_cache():
     assert found.unet == "shipped" and found.setting.grids == POSE_GRIDS and found.setting.position == 3
     assert found.simulation.grid.shape == (30, 2) and found.memory.allocated <= 32 * 2**20
     assert plan(replace(settings, cache=False)).simulation.x == 0
-    fast = GenerateSettings(**SETTINGS["fast"], steps=30, anchors=9)
-    assert plan(fast).memory.capacity == 9 + fast.views_per_step
+    for steps, anchors, needed in ((300, 9, 9), (30, 100, 9)):  # no more anchors than the run comes to
+        fast = GenerateSettings(**SETTINGS["fast"], steps=steps, anchors=anchors)
+        assert plan(fast).memory.capacity == needed + fast.views_per_step
 
 
 def test_recipes():

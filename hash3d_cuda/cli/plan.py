@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hash3d_cuda.cli.main import UsageError
-from hash3d_cuda.cli.options import add_feature_dtype, budget_in_options, run_into, to_folder, usage
+from hash3d_cuda.cli.options import add_feature_dtype, add_host_budget, budget_in_options, run_into, to_folder, usage
 
 EPILOG = """Sends the views of a run through the real table, with empty features, and prints the hit rate by
 grid, the memory, and the largest speed-up of the U-Net and of a step. No GPU, no weights.
@@ -51,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--queue-length", type=int, metavar="Q", help="entries of a bucket (default 3)")
     cache.add_argument("--match", choices=("cell", "bucket"), help="what a candidate must share (default cell)")
     cache.add_argument("--memory-budget", metavar="BYTES", help='such as "2GiB" (default), or "unlimited"')
+    add_host_budget(cache)
     add_feature_dtype(cache)
     cost = parser.add_argument_group("cost")
     cost.add_argument("--unet", help="sd15, sd21, sd21-768, zero123, sdxl or shipped (default: the system's)")
@@ -127,7 +128,10 @@ def setting_options(options: argparse.Namespace) -> dict[str, Any]:
     from hash3d_cuda.sds.settings import parse_grids
 
     found = dict({"released": RELEASED_INDEXING, "released-order": RELEASED_ORDER}.get(options.indexing, {}))
-    names = ("eta", "position", "num_buckets", "queue_length", "match", "memory_budget", "feature_dtype", "seed")
+    names = (
+        "eta", "position", "num_buckets", "queue_length", "match", "memory_budget", "host_budget", "feature_dtype",
+        "seed",
+    )  # fmt: skip
     found |= {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.grids is not None:
         found["grids"] = parse_grids(options.grids)

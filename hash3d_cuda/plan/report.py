@@ -59,8 +59,23 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("bound on a step's speed-up", f"{plan.step_bound:.3f}x"),
         ("memory of one entry", size(memory.slot)),
         ("memory of the table", f"{size(memory.allocated)}, {memory.capacity:,} entries"),
+        *host_rows(plan),
         ("memory that holds every view", f"{size(memory.for_all)}, {steps * batch:,} entries"),
         ("entries at the end", f"{run.live:,} of {run.stored:,} stored"),
+    ]
+
+
+def host_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The same for the host tier; nothing where there is none."""
+    run, memory = plan.simulation, plan.memory
+    if not memory.host_capacity:
+        return []
+    copied = run.copied * memory.host_entry
+    return [
+        ("memory of the host tier", f"{size(memory.host_allocated)}, {memory.host_capacity:,} entries"),
+        ("hits that need it, if all copies come in time", f"{run.from_host:,} of {run.hits:,}"),
+        ("copied to the device", f"{run.copied:,} entries, {size(copied)}, {size(copied // len(run.grid))} a step"),
+        ("copied to the host", f"{run.stored:,} entries, {size(run.stored * memory.host_entry)}"),
     ]
 
 
