@@ -67,7 +67,7 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
         about = {
             "format": FORMAT,
             "options": None if store is None else _options(cache.config, store),
-            "weights": _sketch(unet),
+            "weights": sketch(unet),
             "coin": [version, list(numbers), gauss],
             "counts": dict(counts),
             "rejected": cached.rejected - kept,  # by tables that are not among these
@@ -88,7 +88,7 @@ def restore(
     about, tables = _check(state, path)
     with cache._lock:
         unet = _follow(cache, "load_state_dict")
-        if about["names"] and about["weights"] != _sketch(unet):
+        if about["names"] and about["weights"] != sketch(unet):
             raise ValueError(
                 f"{path}: expected the U-Net's weights to be those that the entries were made with, got others; load "
                 "the weights before the cache, or leave the cache empty"
@@ -326,7 +326,7 @@ def _rebuild(
     return store
 
 
-def _sketch(unet: nn.Module) -> int:
+def sketch(unet: nn.Module) -> int:
     """CRC-32 of all weights' names, shapes and dtypes, and of their numbers at evenly spaced places."""
     told, drawn = [], []
     for name, weight in (*unet.named_parameters(), *unet.named_buffers()):

@@ -107,7 +107,7 @@ class CachedForward:
         self.store = self._room = None
 
     def sit_out(self) -> None:
-        """Counts a forward that went to the plain U-Net here, while other ranks may have tossed and counted."""
+        """Follows a forward that went to the plain U-Net here, while another rank tossed its coin and counted."""
         self._coin.random()
         self.forward += 1
 
@@ -130,7 +130,7 @@ class CachedForward:
 
     def _retrieve(self, keys: Tensor, latents: Tensor, conditions: Sequence[Hashable], sketch: Tensor | None) -> _Found:
         """Queries the table of every condition for its items. What comes back lives in ``_room`` until the next
-        call."""
+        call, or is the feature that the table still knows as it came."""
         found: _Found = [None] * len(keys)
         if self.store is None:
             return found
@@ -139,10 +139,15 @@ class CachedForward:
             table = self.store.find(condition)
             if table is None:
                 continue
+            asked = take_rows((keys, latents), members, len(keys))
+            if len(members) == 1:
+                found[members[0]] = table.recall(*asked)
+                if found[members[0]] is not None:
+                    continue
             room = self._make_room(len(keys))[start : start + len(members)]
             start += len(members)
             told = self.forward, None if sketch is None else sketch[members]
-            hits = table.query(keys[members], take_rows(latents, members, len(latents)), room, *told)
+            hits = table.query(*asked, room, *told)
             for item, hit, feature in zip(members, hits, room, strict=True):
                 found[item] = feature if hit else None
         return found
@@ -161,8 +166,7 @@ class CachedForward:
         for condition, places in _members([conditions[item] for item in missing]).items():
             members = [missing[place] for place in places]
             store.get(condition).append(
-                keys[members],
-                take_rows(latents, members, len(latents)),
+                *take_rows((keys, latents), members, len(keys)),
                 take_rows(entries, places, len(entries)),
                 self.forward,
                 None if sketch is None else sketch[members],

@@ -319,9 +319,10 @@ class Hash3DCache:
         state = self._state.fingerprint(call)
         conditions = [(condition, state) for condition in views.conditions(batch)]
         output, self.last = self._cached(call, keys, conditions)
-        self._counts.update(self.last.kinds)
+        for kind in self.last.kinds:  # Counter.update() takes as long as a look-up
+            self._counts[kind] += 1
         self._counts["saved"] += self.last.kinds.count("hit") * (rows // batch)
-        self._signature, self._relearn = signature(call), False
+        self._signature, self._relearn = self._signature or signature(call), False  # equal, if there was one
         return output
 
     def _cut_anew(self) -> None:
@@ -340,10 +341,10 @@ class Hash3DCache:
         rows = len(sample) if isinstance(sample, Tensor) and sample.dim() > 0 else 0
         self._counts["bypass"] += 1 if self.config.interval is not None else max(rows // self.config.groups, 1)
         self.last = Decision(plain=reason)
-        if self._exchange is not None:
+        # Where all ranks run plain, none tosses, as a process alone does not.
+        if self._exchange is not None and self._exchange.abstain():
             assert isinstance(self._cached, CachedForward)
             self._cached.sit_out()
-            self._exchange.abstain()
         self._notices.plain(reason)
         return self._hook.original(*args, **kwargs)
 

@@ -42,6 +42,8 @@ class TableStore:
         self._copies = copies
         self._followed = followed
         self._limits = config.max_age, config.max_change
+        # A sampler's next step asks for the last feature. Compiled parts may hand out memory that they write to again.
+        self._keeps = config.interval is not None and config.compile is False
         self._latent_shape = tuple(latent_shape)
         self._limit = config.max_conditions
         self._tables: OrderedDict[Hashable, TrackedTable] = OrderedDict()  # least recently used first
@@ -97,7 +99,7 @@ class TableStore:
             table = HashTable(self.feature_shape, self._latent_shape, **self._arguments)
             gated = any(limit is not None for limit in self._limits)
             freshness = Freshness(table.capacity, *self._limits) if gated else None
-            return TrackedTable(table, self._arguments, self._copies, self._followed, freshness)
+            return TrackedTable(table, self._arguments, self._copies, self._followed, freshness, self._keeps)
 
     def _empty(self, table: TrackedTable) -> None:
         self._rejected = self._rejected + table.table.count_rejected()

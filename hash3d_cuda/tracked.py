@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,15 @@ from .checks import fail
 from .freshness import Freshness
 from .poses import HostCopies
 from .table import HashTable
+
+
+class Kept(NamedTuple):
+    """The feature of one entry as it came to :meth:`TrackedTable.append`, and how often it had been written to.
+    ``place``: see :meth:`TrackedTable._place`; there it is the only candidate."""
+
+    place: tuple[float, ...]
+    feature: Tensor  # [G, ...]
+    version: int
 
 
 class TrackedTable:
@@ -28,11 +39,16 @@ class TrackedTable:
         copies: HostCopies,
         followed: bool = True,
         freshness: Freshness | None = None,
+        keeps: bool = False,
     ) -> None:
         """``arguments`` are the keywords ``table`` was built with. With ``followed=False`` the host keeps out of
-        it: only ``table`` and ``clear`` are for use. ``freshness`` says which entries may still be served."""
+        it: only ``table`` and ``clear`` are for use. ``freshness`` says which entries may still be served. ``keeps``:
+        the last feature stays as it came, for :meth:`recall`; only where nobody but autograd's users writes to it."""
         self.table = table
         self.freshness = freshness
+        same = table.options.feature_dtype is table.options.answer_dtype  # what is stored is what came
+        self._keeps = keeps and same and freshness is None and table.device.type == "cpu"
+        self._kept: Kept | None = None
         self.appended = 0  # items so far, and so the next serial
         self._copies = copies
         self._index: HostIndex | None = None
@@ -61,12 +77,29 @@ class TrackedTable:
             self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out)
         return hits
 
+    def recall(self, keys: Tensor, latents: Tensor) -> Tensor | None:
+        """The feature ``[G, ...]`` that :meth:`query` would copy for one item, as it came to :meth:`append`: of an entry
+        that is the item's only candidate, so that its weight is 1. None where the table must be asked.
+
+        Nothing is copied, and the table does not count it as a query.
+        """
+        kept, self._kept = self._kept, None  # what is not found is not needed again: its memory is free for the next
+        if kept is None or kept.feature._version != kept.version:
+            return None
+        # Rule 10: a latent that is not finite finds nothing. A sum beyond the type's range says no too, and is asked.
+        if self._place(keys) != kept.place or not math.isfinite(latents.sum().item()):
+            return None
+        self._kept = kept
+        return kept.feature
+
     def append(
         self, keys: Tensor, latents: Tensor, features: Tensor, forward: int = 0, sketch: Tensor | None = None
     ) -> None:
         """Stores items. ``keys`` are on the host, like ``sketch``, the rest is not."""
         serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
         self.appended += len(keys)
+        if self._keeps:
+            self._keep(keys, serials.tolist(), features)
         own = None if self._index is None else self._index.append(keys, serials)
         if self.freshness is not None:
             told = self._copies.fetch("max_age", serials).tolist() if own is None else own
@@ -83,9 +116,26 @@ class TrackedTable:
         passing = self.freshness.passing(found, forward, sketch)
         return torch.where(passing[:, None], keys, torch.nan)
 
+    def _keep(self, keys: Tensor, serials: list[int], features: Tensor) -> None:
+        alike = features.dtype is self.table.options.feature_dtype
+        countable = not features.is_inference()  # else nobody sees that it is written to, as FreeU's tail does
+        self._kept = None
+        if alike and countable and len(serials) == 1:
+            candidates = {serial for serial in self.table.lookup(keys).flatten().tolist() if serial >= 0}
+            if candidates == set(serials):
+                self._kept = Kept(self._place(keys), features[0], features._version)
+
+    def _place(self, keys: Tensor) -> tuple[float, ...]:
+        """Of one item: its pose, and its cell of each grid in time as the table computes it (rule 1). Equal for two
+        items only if they are in the same cells."""
+        [(*pose, timestep)] = keys.tolist()
+        sizes = [grid.timestep for grid in self.table.options.grids]
+        return *pose, *(float(np.floor(np.float32(timestep) / np.float32(size))) for size in sizes)
+
     def clear(self) -> None:
         """Empties the table."""
         self.table.clear()
+        self._kept = None
         self.appended = 0
         if self._index is not None:
             self._index.clear()

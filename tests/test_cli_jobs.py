@@ -1,4 +1,4 @@
-"""hash3d generate --jobs: from the file to the folders, again after a kill or Ctrl-C, and on Ray's stand-in."""
+"""hash3d generate --jobs: from the file to the folders, and again after a kill or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -124,6 +123,8 @@ def test_a_wrong_line_is_an_error_before_anything_is_made(tmp_path, capsys, job,
     [
         (["cube"], "subjects are in the file"), (["--resume"], "by itself"), (["--force"], "by itself"),
         (["--retries=-1"], "--retries"), (["--lease=0"], "--lease"), (["--ray=-1"], "--ray"),
+        (["--ray=1", "--ray-cpus=0"], "--ray-cpus"), (["--ray=1", "--ray-gpus=2"], "--ray-gpus"),
+        (["--ray-gpus=0.5"], "--ray-gpus goes with --ray"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_jobs(tmp_path, capsys, more, words):
@@ -229,30 +230,3 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path, monkeypatch,
     assert "2 of 2 jobs are not over; the same command goes on" in capfd.readouterr().err
     assert main([*argv, "--quiet"]) == 0
     assert statuses(tmp_path) == {"a": "done", "b": "done"}
-
-
-def test_on_ray(tmp_path, monkeypatch):
-    """A stand-in that runs tasks at once, with the calls of Ray that are made."""
-    told: list[object] = []
-
-    def remote(**options):
-        told.append(options)
-        return lambda function: SimpleNamespace(remote=function)
-
-    ray = SimpleNamespace(
-        is_initialized=lambda: False, init=lambda **options: told.append(options), shutdown=lambda: told.append("down"),
-        cluster_resources=lambda: {"CPU": 2.0}, remote=remote, get=list,
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    argv = write(tmp_path, {"out": "a", "prompt": "cube"}, {"out": "b", "prompt": "ball"})
-    assert main([*argv, "--ray=0", "--no-cache", "--steps=1", "--quiet"]) == 0
-    assert told == [{"address": None, "log_to_driver": True}, {"max_retries": 3, "num_cpus": 1}, "down"]
-    assert statuses(tmp_path) == {"a": "done", "b": "done"}
-    assert settings(tmp_path, "b")["cache"] is False and settings(tmp_path, "b")["steps"] == 1
-
-
-def test_without_ray(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert main([*write(tmp_path, {"out": "a", "prompt": "cube"}), "--ray=1"]) == 1
-    assert "hash3d-cuda[ray]" in capsys.readouterr().err

@@ -47,6 +47,20 @@ def test_entries_that_differ_in_type_and_format():
     both.compare(rows_saved=False)
 
 
+@pytest.mark.parametrize("feature_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_features_in_8_bits(feature_dtype):
+    """A hit answers in float16 by way of the scales; the very same bits are stored. With room for few entries."""
+    both = Both(near=HALF, feature_dtype=feature_dtype, capacity=5)
+    assert {kind for (kind,) in walk(both, 1, 12)} == {"hit", "miss"}
+    host, device = (cache.table for cache in both.caches)
+    for table in (host, device):
+        assert table.options.feature_dtype is feature_dtype and len(table) > 2
+    mine, theirs = device._state_dict(), host._state_dict()
+    assert torch.equal(mine["serials"], theirs["serials"])
+    for name in ("features", "scales"):
+        assert torch.equal(mine[name].view(torch.uint8), theirs[name].view(torch.uint8)), name
+
+
 def test_the_timestep_argument_in_all_its_forms():
     """As a number, a tensor of one or of a value per row; told to ``views`` or not."""
     both = Both()

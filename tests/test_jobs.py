@@ -133,6 +133,21 @@ def test_a_silent_worker_on_another_machine_loses_its_job(tmp_path, monkeypatch)
             heart.check()
 
 
+def test_a_worker_that_stood_still_looks_before_it_goes_on(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(claims_module.time, "monotonic", lambda: clock.now)
+    ledger = Ledger(tmp_path, lease=600.0)  # so that the heart's thread looks once and then sleeps
+    with ledger.heart(ledger.take(JOBS[0])) as heart:
+        while not (tmp_path / "a" / "1.beat").exists():
+            time.sleep(0.01)
+        heart.check()
+        (tmp_path / "a" / "2.claim").write_text("{}")
+        heart.check()
+        clock.now += 201.0
+        with pytest.raises(ClaimLost):
+            heart.check()
+
+
 def test_own_processes_are_known():
     assert is_alive(own_process())
     assert not is_alive([os.getpid(), "1"]), "the number came again"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hash3d_cuda.cli.main import UsageError
+from hash3d_cuda.cli.on_ray import add_ray_options
 from hash3d_cuda.cli.options import (
     add_run_options,
     check_subject,
@@ -84,7 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--lease", type=float, default=60.0, metavar="SECONDS",
         help="silence after which a worker on another machine counts as dead (default 60)",
     )  # fmt: skip
-    many.add_argument("--ray", type=int, metavar="N", help="N workers on a Ray cluster (0: as many as it has room for)")
+    add_ray_options(many)
     many.add_argument(
         "--rank-timeout", type=float, default=300.0, metavar="SECONDS",
         help="how long the ranks of one object wait for each other (default 300)",
@@ -116,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
 
     with joined(values.get("device", "cpu"), options.rank_timeout) as ranks:
         options.quiet = options.quiet or own_rank() > 0
+        if ranks is not None:  # the rest is compared when it is known
+            ranks.agree({name: getattr(options, name) for name in ("resume", "force", "recipe", "recipe_scale")})
         return conclude(make(options, values, Making(ranks=ranks, skip_finished=again)), options)
 
 

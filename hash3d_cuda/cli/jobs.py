@@ -6,11 +6,11 @@ import argparse
 import copy
 import functools
 import sys
-from pathlib import Path
 from typing import Any
 
 from hash3d_cuda.cli.generate import Making, make, plan_run
 from hash3d_cuda.cli.main import UsageError, build_parser, one_line
+from hash3d_cuda.cli.on_ray import Elsewhere, check_ray_options, work_on_ray
 from hash3d_cuda.cli.options import (
     budget_in_options,
     check_subject,
@@ -35,6 +35,8 @@ NOT_FOR_JOBS = (
     "retries",
     "lease",
     "ray",
+    "ray_cpus",
+    "ray_gpus",
     "rank_timeout",
 )
 
@@ -46,8 +48,14 @@ def run_jobs(options: argparse.Namespace) -> int:
     check_options(options)
     parser = build_parser("generate").command("generate")
     load = functools.lru_cache(PRIORS)(load_prior)
+    elsewhere = None if options.ray is None else Elsewhere()
+
+    def check(job: Any) -> None:
+        own = job_options(parser, options, job)
+        check_job(own if elsewhere is None else elsewhere.see(own), load)
+
     try:
-        jobs = read_jobs(options.jobs, lambda job: check_job(job_options(parser, options, job), load))
+        jobs = read_jobs(options.jobs, check)
         ledger = Ledger(options.out / STATE, options.retries, options.lease)
         if changed := ledger.changed(jobs):
             remedy = "was begun with other fields; give it another out, or remove its folder and its state"
@@ -56,13 +64,12 @@ def run_jobs(options: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"hash3d: error: {problem}", file=sys.stderr)
         return 2
-    if options.ray is not None:
-        from hash3d_cuda.jobs.ray_workers import run_on_ray
-
-        run_on_ray(worker_arguments(options), options.ray, options.device)
+    if elsewhere is not None:
+        fine = work_on_ray(options, jobs, ledger, elsewhere.cuda)
     else:
+        fine = True
         work_here(parser, options, jobs, ledger, load)
-    return conclude_jobs(options, jobs, ledger)
+    return conclude_jobs(options, jobs, ledger) or int(not fine)
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -76,8 +83,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--jobs goes on with what is unfinished by itself; leave --resume and --force away")
     usage(check_int, "--retries", options.retries, 0)
     usage(check_positive, "--lease", options.lease)
-    if options.ray is not None:
-        usage(check_int, "--ray", options.ray, 0)
+    check_ray_options(options)
     options.out = options.out or default_folder(options.jobs.stem)
 
 
@@ -189,19 +195,3 @@ def conclude_jobs(options: argparse.Namespace, jobs: list[Any], ledger: Any) -> 
     if left and own_rank() == 0:
         print(f"hash3d: {left} of {len(jobs)} jobs are not over; the same command goes on with them", file=sys.stderr)
     return 0 if summary["counts"][Status.DONE.value] == len(jobs) else 1
-
-
-def worker_arguments(options: argparse.Namespace) -> list[str]:
-    """A command line for a worker elsewhere that sees the same folders."""
-    words = ["generate", f"--jobs={Path(options.jobs).absolute()}", f"--out={Path(options.out).absolute()}"]
-    skip = {"command", "debug", "jobs", "out", "ray", "quiet", "subject", "resume", "force"}
-    parser = build_parser("generate").command("generate")
-    for action in parser._actions:
-        value = getattr(options, action.dest, None)
-        if action.dest in skip or not action.option_strings or value is None:
-            continue
-        if action.nargs == 0:
-            words += [action.option_strings[-1]] if value is action.const else []
-        else:
-            words.append(f"{action.option_strings[-1]}={value}")
-    return [*words, "--quiet"]

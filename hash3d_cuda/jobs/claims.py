@@ -166,26 +166,32 @@ class Heart(threading.Thread):
         super().__init__(daemon=True)
         self._path, self._following, self._interval = path, following, interval
         self._stopping = threading.Event()
-        self.lost = False
+        self.lost, self._looked = False, time.monotonic()
         self.start()
 
     def run(self) -> None:
         beat = 0
         while not self._stopping.is_set():
+            self._look()
             with contextlib.suppress(OSError):  # a full disk is the run's to report
                 self._path.write_text(json.dumps({"beat": beat}))
-            self.lost = self.lost or self._following.exists()
             beat += 1
             self._stopping.wait(self._interval)
 
     def check(self) -> None:
         """Raises ClaimLost when the job is another worker's by now."""
+        if time.monotonic() - self._looked > 2 * self._interval:  # this process stood still, and the thread with it
+            self._look()
         if self.lost:
             raise ClaimLost(f"{self._path.parent.name}: another worker took this one for dead and goes on with the job")
 
     def stop(self) -> None:
         self._stopping.set()
         self.join()
+
+    def _look(self) -> None:
+        self.lost = self.lost or self._following.exists()
+        self._looked = time.monotonic()
 
 
 def create(path: Path, values: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from hash3d_cuda.config import DEFAULT_MEMORY_BUDGET
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
 from hash3d_cuda.options import TableOptions
 from hash3d_cuda.plan.ranges import ViewRanges, as_keys, settings_keys
+from hash3d_cuda.plan.repeats import Repeats, repeat
 from hash3d_cuda.plan.simulate import Simulation, simulate
 from hash3d_cuda.unet.configs import UNETS, find_unet
 from hash3d_cuda.unet.cost import ENCODERS, UNetCost, encoder_cost, unet_cost
@@ -101,6 +102,7 @@ class Plan:
             :func:`hash3d_cuda.plan.search.search`.
         vae: the encoder that runs in every step, or ``"none"``.
         encoder_gmacs: of one view, forward and backward.
+        repeats: the same with other seeds, where several runs were asked for.
     """
 
     title: str
@@ -116,6 +118,7 @@ class Plan:
     best: list[Any] = field(default_factory=list)
     vae: str = "none"
     encoder_gmacs: float = 0.0
+    repeats: Repeats | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -143,6 +146,7 @@ class Plan:
             "unet_bound": self.unet_bound,
             "step_bound": self.step_bound,
             "best": [candidate.as_dict() for candidate in self.best],
+            "repeats": None if self.repeats is None else self.repeats.as_dict(),
         }
 
 
@@ -158,6 +162,7 @@ def plan(
     title: str = "",
     seed: int = 0,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    runs: int = 1,
 ) -> Plan:
     """Predicts what the cache does for a run.
 
@@ -174,6 +179,7 @@ def plan(
         title: for reports.
         seed: of the views, where ``views`` is a :class:`ViewRanges`.
         ranges: ``elevation_range`` and ``radius_range`` of another prior, where ``views`` is settings.
+        runs: repeat the run with the next seeds, which says how far the hit rate is chance; not for keys.
 
     Raises:
         ValueError, TypeError: naming the argument; ``memory_budget`` when it does not hold one entry.
@@ -188,12 +194,13 @@ def plan(
     cost = unet_cost(name, positions=(setting.position,))
     memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
     run = simulate(keys, setting.eta, capacity=memory.capacity, seed=setting.seed, **setting.indexing)
+    repeats = repeat(views, run, runs, seed=seed, setting=setting, capacity=memory.capacity, **(ranges or {}))
     encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
     share = unet_share(cost, setting.groups, encoder, other_share)
     r = cost.r[setting.position]
     bounds = unet_bound(run.x, r), step_bound(run.x, r, share)
     title = title or UNETS[name].label
-    costs: dict[str, Any] = {"vae": vae, "encoder_gmacs": encoder}
+    costs: dict[str, Any] = {"vae": vae, "encoder_gmacs": encoder, "repeats": repeats}
     found = Plan(title, setting, name, run, cost.full_gmacs, r, memory, *bounds, share, **costs)
     if search:
         from hash3d_cuda.plan.search import search as look

@@ -143,7 +143,7 @@ class GenerateSettings:
     target_x: float | None = None
     sampler: str = "uniform"
     reuse: float = 0.85
-    anchors: int = 20
+    anchors: int = 120
     jitter: float = 1.0
     fresh_power: float = 1.5
     decide: str = "host"
@@ -251,7 +251,8 @@ class GenerateSettings:
         """``capacity`` and ``memory_budget`` of so many tables together, one of them None: as given, or what the
         anchored sampler returns to and a step's own."""
         if self.capacity is None and self.memory_budget is None:
-            return {"capacity": (self.anchors + self.views_per_step) * tables, "memory_budget": None}
+            fresh = max(round((1 - self.reuse) * self.steps * self.views_per_step), 1)  # anchors that there will be
+            return {"capacity": (min(self.anchors, fresh) + self.views_per_step) * tables, "memory_budget": None}
         return {"capacity": self.capacity, "memory_budget": self.memory_budget}
 
     def as_dict(self) -> dict[str, Any]:
