@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from . import storage
 from .cached import CachedForward
 from .checks import check_device, fail
+from .config import POLICIES
+from .control import EtaControl
 from .device_forward import DeviceForward
 from .fingerprint import ModelState, Same
 from .options import TableOptions
@@ -45,7 +47,7 @@ _ABOUT = {
     "format", "options", "weights", "coin", "counts", "rejected", "host_syncs", "signature", "relearn", "layout",
     "names",
 }  # fmt: skip
-_EXTRA = {"policy"}  # where the options of hash3d_cuda.freshness are used
+_EXTRA = {"policy"}  # where the options of hash3d_cuda.freshness and hash3d_cuda.control are used
 _LEFT_OUT = (
     "hash3d: a table is left out of the saved state: its entries depend on an object, such as an attention processor, "
     "with attributes that another process cannot compare"
@@ -111,7 +113,7 @@ def restore(
             dtype, form = about["layout"]
             cached._dtype, cached._format = getattr(torch, dtype), _FORMATS[form]
         if isinstance(cached, CachedForward):
-            cached.forward, cached.control.eta = policy
+            cached.forward, cached.control = policy
 
 
 def save(cache: Hash3DCache, path: str | os.PathLike[str]) -> None:
@@ -247,26 +249,29 @@ def _items(config: Hash3DConfig) -> Any:
 
 
 def _policy(cache: Hash3DCache, tables: list[TrackedTable]) -> dict[str, Any]:
-    """What :mod:`hash3d_cuda.freshness` keeps, as JSON values; nothing where none of its options is used."""
+    """What :mod:`hash3d_cuda.freshness` and :mod:`hash3d_cuda.control` keep, as JSON values; nothing where none of
+    their options is used."""
     config, cached = cache.config, cache._cached
-    if not isinstance(cached, CachedForward) or (config.max_age, config.max_change, config.target_x) == (None,) * 3:
+    if not isinstance(cached, CachedForward) or all(getattr(config, name) is None for name in POLICIES):
         return {}
     kept = [table.freshness.state() if table.freshness is not None else None for table in tables]
-    return {"policy": {"forward": cached.forward, "eta": cached.control.eta, "freshness": kept}}
+    return {"policy": {"forward": cached.forward, "control": cached.control.state(), "freshness": kept}}
 
 
-def _resume_policy(cache: Hash3DCache, about: dict[str, Any], store: TableStore | None, path: str) -> tuple[int, float]:
-    """The reverse: the number of the last forward, and eta; what tables hold goes to them."""
-    saved = about.get("policy")
+def _resume_policy(
+    cache: Hash3DCache, about: dict[str, Any], store: TableStore | None, path: str
+) -> tuple[int, EtaControl]:
+    """The reverse: the number of the last forward, and what moves eta; what tables hold goes to them."""
+    saved, control = about.get("policy"), EtaControl.of(cache.config, cache._copies)
     if saved is None:
-        return 0, cache.config.eta
+        return 0, control
     tables = [] if store is None else store._tables.values()
     try:
         for table, state in zip(tables, saved["freshness"], strict=True):
             if table.freshness is not None and state is not None:
                 table.freshness.load(state)
-        eta = cache.config.eta if cache.config.target_x is None else float(saved["eta"])
-        return int(saved["forward"]), min(max(eta, 0.0), 1.0)
+        control.load(saved["control"])
+        return int(saved["forward"]), control
     except (TypeError, ValueError, KeyError):
         fail(ValueError, path, "the policy that Hash3DCache.state_dict() returned", saved, "save it again")
 

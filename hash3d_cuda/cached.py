@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .checks import QUANTISED_DTYPES, fail
 from .config import Hash3DConfig
-from .freshness import EtaControl, sketch_items
+from .control import EtaControl, relative_errors
+from .freshness import sketch_items
 from .parts import Parts
 from .poses import HostCopies
 from .rows import RowLayout
@@ -50,7 +51,7 @@ class CachedForward:
         self._exchange = exchange
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
-        self.control = EtaControl(config)
+        self.control = EtaControl.of(config, copies)
         self.forward = 0  # how many there were: what entries' ages are counted in
         self._room: Tensor | None = None  # [B, G, ...] of the table's answers, what retrievals write into
         self._dtype = torch.float32  # of the features as the model makes them; so is the format
@@ -67,16 +68,20 @@ class CachedForward:
         """
         items = self.layout.items(len(keys))
         latents = self._latents(call.sample, [rows[0] for rows in items])
-        tried = self._coin.random() < self.control.eta
         self.forward += 1
+        audited = self.control.begin(self.forward)
+        tried = self._coin.random() < self.control.eta
         with self._parts.during(call) as entered:
             state, sketch = None, None
             if self._config.max_change is not None:  # what the head says decides
                 state = self._parts.prepare(call, entered)
                 sketch = self._copies.fetch("max_change", sketch_items(state[0], items))
-            found = self._retrieve(keys, latents, conditions, sketch) if tried else [None] * len(items)
+            found = self._retrieve(keys, latents, conditions, sketch) if tried or audited else [None] * len(items)
             if self._config.max_change is None:
                 state = self._parts.prepare(call, entered)
+            retrieved: _Found = []
+            if audited:  # all are computed
+                found, retrieved = [None] * len(items), found
             missing = [item for item, entry in enumerate(found) if entry is None]
             feature = None
             if missing:
@@ -90,8 +95,12 @@ class CachedForward:
                 self._append_all(keys, latents, conditions, missing, entries if missing else None, tried)
             elif missing:
                 self._append(keys, latents, conditions, missing, entries, sketch)
-            # The append comes first: under FreeU the tail scales the feature in place.
+            # What comes before: under FreeU the tail scales the feature in place.
+            served = self._audit(state, retrieved, entries) if audited else None
             output = self._parts.finish(state, self._merge(found, missing, feature))
+            if audited:
+                errors = None if served is None else relative_errors(served, output, items)
+                self.control.note(self.forward, errors, [entry is not None for entry in retrieved])
         self.control.observe(len(items) - len(missing), len(items))
         fallback = "miss" if tried else "bypass"
         return output, Decision(tuple(fallback if entry is None else "hit" for entry in found))
@@ -209,6 +218,15 @@ class CachedForward:
         *items, counts = gathered
         if sum(counts):
             self._make_store(latents, entries).get(condition).append(*items, self.forward)
+
+    def _audit(self, state: Any, retrieved: _Found, entries: Tensor) -> Tensor | None:
+        """The output as it would be with what was ``retrieved`` in the place of what was computed, ``entries`` [B, G,
+        ...]; None where nothing was."""
+        if all(entry is None for entry in retrieved):
+            return None
+        pairs = zip(retrieved, entries, strict=True)
+        mixed = [own if entry is None else entry.to(self._dtype) for entry, own in pairs]
+        return self._parts.finish(state, self.layout.assemble(mixed).contiguous(memory_format=self._format))
 
     def _make_store(self, latents: Tensor, entries: Tensor) -> TableStore:
         """The store, built when the first entries show their shape."""

@@ -20,6 +20,7 @@ from . import cache_state
 from .cached import CachedForward
 from .checks import fail
 from .config import Hash3DConfig
+from .control import Audit
 from .device_forward import DeviceForward
 from .device_inputs import DeviceViews
 from .fingerprint import ModelState
@@ -175,6 +176,7 @@ class Hash3DCache:
         """The counters; see :class:`CacheStats`. How many a table on a GPU rejected is known there, and waited for;
         inside a loop use :meth:`served`."""
         counts, cached = self._counted(wait=True), self._cached
+        control = cached.control if isinstance(cached, CachedForward) else None
         return CacheStats(
             forwards=counts["forward"],
             hits=counts["hit"],
@@ -184,7 +186,18 @@ class Hash3DCache:
             rows_saved=counts["saved"],
             nbytes=0 if cached.store is None else cached.store.nbytes,
             host_syncs=self._copies.count,
+            audits=0 if control is None else control.audited,
+            audited_error=None if control is None else control.mean_error,
         )
+
+    @property
+    def eta(self) -> float:
+        """The probability of a retrieval now: the configured one, or where a target has moved it."""
+        return self._cached.control.eta if isinstance(self._cached, CachedForward) else self.config.eta
+
+    def audits(self) -> list[Audit]:
+        """The latest audits, oldest first, see :class:`hash3d_cuda.control.Audit`. A GPU is waited for."""
+        return self._cached.control.audits() if isinstance(self._cached, CachedForward) else []
 
     def served(self) -> dict[str, int]:
         """``hits``, ``misses`` and ``bypasses`` as in :meth:`stats`, in items: host numbers, nothing is waited for.

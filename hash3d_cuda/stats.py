@@ -39,6 +39,10 @@ class CacheStats:
         rows_saved: rows of the batch that skipped the deep part.
         nbytes: bytes of the tables.
         host_syncs: copies from a GPU to the host that a decision waited for.
+        audits: items of audits that would have been served (:mod:`hash3d_cuda.control`). They were computed, and so
+            count as misses, or as bypasses where the coin said so.
+        audited_error: the mean relative error that serving these would have made, 0 to 1; None without any. A GPU is
+            waited for to know it.
     """
 
     forwards: int
@@ -49,6 +53,8 @@ class CacheStats:
     rows_saved: int
     nbytes: int
     host_syncs: int
+    audits: int = 0
+    audited_error: float | None = None
 
     @property
     def hit_rate(self) -> float:
@@ -57,8 +63,9 @@ class CacheStats:
         return self.hits / tried if tried else 0.0
 
     def __str__(self) -> str:
+        audits = f", {self.audits} audited (error {self.audited_error:.1%})" if self.audited_error is not None else ""
         return (
             f"{self.forwards} forwards: {self.hits} hits, {self.misses} misses, {self.bypasses} bypasses "
             f"(hit rate {self.hit_rate:.1%}), {self.rows_saved} rows saved, {self.rejected} rejected, "
-            f"{self.nbytes / 2**20:.1f} MiB, {self.host_syncs} host syncs"
+            f"{self.nbytes / 2**20:.1f} MiB, {self.host_syncs} host syncs{audits}"
         )

@@ -107,6 +107,17 @@ def test_the_same_hits_as_a_real_run(entries, more):
     assert planned.hits > 5
 
 
+def test_age_and_audits_are_as_in_the_hook():
+    """Twelve steps of one cell, tried each time: the entry serves three steps, then it is made anew."""
+    keys = torch.tensor([[[10.0, 20.0, 2.0, 500.0]]]).expand(12, 1, 4).contiguous()
+    aged = simulate(keys, 1.0, max_age=3)
+    assert aged.grid[:, 0].tolist() == [MISS, 0, 0, 0] * 3 and aged.stored == 3
+    followed = simulate(keys.repeat(50, 1, 1), 1.0, target_x=0.5)
+    assert followed.x == pytest.approx(0.5, abs=0.05)
+    audited = simulate(keys, 1.0, audit=1.0)
+    assert audited.hits == 0 and audited.stored == 12 and audited.misses == 12
+
+
 def test_memory_is_what_the_table_takes():
     setting = CacheSetting(memory_budget="64MiB", position=4)
     memory = plan(SMALL, setting, unet="sd21").memory

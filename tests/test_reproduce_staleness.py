@@ -95,6 +95,18 @@ def test_the_verdict_follows_the_figures(change, verdict):
     assert "is 40%" in said or "at 40%" in said
 
 
+def test_what_a_target_of_quality_held_is_told():
+    from hash3d_cuda.reproduce import gates, studies
+
+    run = studies.run_of(gates.QUALITY, gates.TRIED)
+    told = {"mean_error": 0.1, "eta": 0.7, "target_quality": 0.95}
+    found = {"cactus": {"runs": {run: {"x": 0.5, "control": [told]}}}}
+    assert "makes 0.050 over all views (0.050 allowed); eta ended at 0.70" in gates.held(found)
+    for nothing in (None, [{**told, "mean_error": None}]):
+        found["cactus"]["runs"][run]["control"] = nothing
+        assert "no audit found anything" in gates.held(found)
+
+
 def test_eight_bits_are_compared_object_by_object():
     whole = {"quality": {"psnr": 26.0}, "slots_bytes": 1000}
     runs = {

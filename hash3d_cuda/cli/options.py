@@ -15,6 +15,7 @@ from hash3d_cuda.cli.main import UsageError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 LARGEST_GRID = 512  # voxels per side, the most that make_scene takes
+ANCHORED = ("reuse", "anchors", "jitter", "fresh_power")  # options of the anchored sampler
 GRIDS = {"voxels": (4, LARGEST_GRID), "mesh": (8, 256)}  # corners per side
 
 
@@ -109,6 +110,12 @@ def add_reuse_options(parser: argparse.ArgumentParser) -> None:
         help="serve only where the shallow features changed at most so much",
     )
     group.add_argument("--target-x", type=float, metavar="SHARE", help="let eta follow: serve this share of the views")
+    group.add_argument(
+        "--target-quality", type=float, metavar="Q", help="let eta follow: a relative error of 1 - Q on average"
+    )
+    group.add_argument(
+        "--audit", type=float, metavar="SHARE", help="steps that measure it (default 0.05 with --target-quality)"
+    )
 
 
 def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
@@ -138,7 +145,7 @@ def check_anchored(options: argparse.Namespace, settings: Mapping[str, Any]) -> 
     """Options of the anchored sampler would say nothing under another one. A recipe, or what is varied, may set it."""
     if settings.get("sampler") == "anchored" or getattr(options, "recipe", None) or getattr(options, "vary", None):
         return
-    for name in ("reuse", "anchors", "jitter", "fresh_power"):
+    for name in ANCHORED:
         if getattr(options, name, None) is not None:
             option = "--" + name.replace("_", "-")
             raise UsageError(
@@ -171,14 +178,14 @@ def check_scene_size(settings: Any) -> None:
 
 
 def check_budget(settings: Any) -> None:
-    """Refuses memory in which not even an entry of one number fits; how large they are, the first forward shows."""
+    """Refuses options of the cache that do not go together, and memory in which not even an entry of one number fits;
+    how large entries are, the first forward shows."""
     import torch
 
-    from hash3d_cuda import Hash3DConfig
     from hash3d_cuda.options import TableOptions
+    from hash3d_cuda.sds.attach import cache_config
 
-    config = Hash3DConfig(grids=settings.grids, memory_budget=settings.memory_budget, capacity=settings.capacity)
-    arguments = config.table_arguments(torch.float16, torch.device("cpu"))
+    arguments = usage(cache_config, settings).table_arguments(torch.float16, torch.device("cpu"))
     TableOptions.build((1,), (1,), **arguments).resolve_capacity()
 
 

@@ -123,6 +123,7 @@ ABLATIONS: dict[str, Ablation] = {
     **{f"age-{age}": Ablation(f"entries serve {age} steps", {"max_age": age}) for age in (10, 40)},
     **{f"change-{c:g}": Ablation(f"shallow change at most {c:g}", {"max_change": c}) for c in (0.05, 0.1, 0.2)},
     "target-0.2": Ablation("eta follows x = 0.2", {"target_x": 0.2}),
+    "quality-0.95": Ablation("eta follows 5% of error", {"target_quality": 0.95}),
     "similarity-0.99": Ablation("similarity at least 0.99", {"min_similarity": 0.99}),
     **{f"position-{k}": Ablation(f"position {k}", {"position": k}) for k in range(1, 13)},
 }
