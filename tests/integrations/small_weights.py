@@ -40,29 +40,6 @@ def write_dreamgaussian_zero123() -> None:
         _write_zero123(f"ashawkey/{name}", importlib.import_module("zero123"))
 
 
-def write_threestudio_zero123() -> None:
-    """Zero123 and Stable-Zero123 for ldm, and one for diffusers."""
-    config = Path("load/zero123/sd-objaverse-finetune-c_concat-256.yaml")
-    _shrink(config)
-    instantiate = importlib.import_module("extern.ldm_zero123.util").instantiate_from_config
-    for name in ("zero123-xl.ckpt", "stable_zero123.ckpt"):
-        _write_checkpoint(config, config.parent / name, instantiate)
-    _write_zero123("bennyguo/zero123-diffusers", importlib.import_module("extern.zero123"))
-
-
-def write_fusion_zero123() -> None:
-    """Zero123 for ldm."""
-    config = Path("pretrained/zero123/sd-objaverse-finetune-c_concat-256.yaml")
-    _shrink(config)
-    instantiate = importlib.import_module("ldm.util").instantiate_from_config
-    _write_checkpoint(config, config.parent / "zero123-xl.ckpt", instantiate)
-
-
-def write_empty(path: str) -> None:
-    """A checkpoint of nothing, for a model that is replaced."""
-    torch.save({"model_state_dict": {}}, path)
-
-
 def _write_zero123(name: str, module: Any) -> None:
     """Of the pipeline class that a system brings in ``module``."""
     from diffusers import DDIMScheduler
@@ -78,30 +55,6 @@ def _write_zero123(name: str, module: Any) -> None:
         scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None, feature_extractor=_image_processor(),
         clip_camera_projection=module.CLIPCameraProjection(WIDTH), requires_safety_checker=False,
     ).save_pretrained(name)  # fmt: skip
-
-
-def _shrink(path: Path) -> None:
-    """Makes a configuration of ldm that of a narrow model; the width of its conditions stays."""
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.load(path)
-    params = config.model.params
-    params.unet_config.params.update(
-        model_channels=32, channel_mult=[1, 1], attention_resolutions=[2], num_res_blocks=2, num_heads=2
-    )
-    params.first_stage_config.params.ddconfig.update(ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1)
-    OmegaConf.save(config, path)
-
-
-def _write_checkpoint(config: Path, path: Path, instantiate: Any) -> None:
-    """The weights of ``instantiate(config.model)``, none of them zero, as Lightning saves them."""
-    from omegaconf import OmegaConf
-
-    torch.manual_seed(0)
-    model = instantiate(OmegaConf.load(config).model)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.05)
-    torch.save({"state_dict": model.state_dict(), "global_step": 0}, path)
 
 
 def _unet(channels: int) -> Any:

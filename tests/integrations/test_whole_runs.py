@@ -1,8 +1,12 @@
 """Upstream's own scripts from start to end, by the commands of the examples' pages: what a user does, on a CPU, with
 small random weights, few steps and small pictures.
 
-Each needs its system's checkout, and packages that the system asks for (``pip install`` line in CONTRIBUTING.md); what
-CUDA packages are replaced by is in ``no_gpu``. A run takes 20 seconds to a minute.
+Each needs its system's checkout (``HASH3D_THREESTUDIO`` and so on), and of what the systems ask for
+
+    pip install omegaconf pytorch-lightning jaxtyping typeguard einops opencv-python-headless imageio imageio-ffmpeg \\
+        tensorboard tensorboardX torch-ema psutil rich pandas plyfile accelerate trimesh torchmetrics matplotlib
+
+What stands for CUDA packages is in ``no_gpu``. A run takes 5 to 30 seconds of one core, and imports.
 """
 
 from __future__ import annotations
@@ -27,30 +31,6 @@ SMALL_VIEWS = (
     "trainer.precision=32", "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16",
     "data.n_val_views=1", "data.n_test_views=2",
 )  # fmt: skip
-SMALL_PICTURES = tuple(
-    f"data.{part}{name}={value}"
-    for part in ("", "random_camera.")
-    for name, value in {"height": 16, "width": 16, "resolution_milestones": "[]"}.items()
-) + tuple(f"data.random_camera.{option}" for option in (
-    "eval_height=16", "eval_width=16", "n_val_views=1", "n_test_views=2", "batch_size=2"
-))  # fmt: skip
-LAUNCH = "python launch.py --train --config "
-# configuration -> guidance, and what else it is run with
-CONFIGURATIONS = {
-    "configs/dreamfusion-sd.yaml": (
-        "stable-diffusion-guidance", *SMALL_VIEWS, "system.prompt_processor.prompt=a horse",
-        "system.prompt_processor.use_perp_neg=true",
-    ),
-    "configs/sjc.yaml": ("stable-diffusion-guidance", *SMALL_VIEWS, "system.prompt_processor.prompt=a horse"),
-    "configs/experimental/unified-guidance/dreamfusion-sd.yaml": (
-        "stable-diffusion-unified-guidance", *SMALL_VIEWS, "system.prompt_processor.prompt=a horse",
-    ),
-    "configs/zero123.yaml": ("zero123-guidance", *SMALL_PICTURES, "system.freq.guidance_eval=2"),
-    "configs/stable-zero123.yaml": ("stable-zero123-guidance", *SMALL_PICTURES),
-    "configs/experimental/unified-guidance/zero123-simple.yaml": (
-        "zero123-unified-guidance", *SMALL_PICTURES, "system.guidance.half_precision_weights=false",
-    ),
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -101,31 +81,6 @@ def test_threestudio_trains_saves_and_resumes(with_sd):
     assert "hash3d after 2 steps" in said and "starts with an empty table" not in said
 
 
-@pytest.mark.parametrize("copy", ["threestudio"], indirect=True)
-def test_the_configuration_of_threestudio(with_sd):
-    """That of the example, by the command in its first lines."""
-    add_to_custom(with_sd)
-    path = ROOT / "examples" / "threestudio" / "configs" / "dreamfusion-hash3d.yaml"
-    shutil.copy(path, with_sd)
-    (launch,) = (line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if "launch.py" in line)
-    few = ("system.guidance.hash3d.log_every=2", "trainer.max_steps=4", "system.guidance.hash3d.memory_budget=64MiB")
-    assert "hash3d after 4 steps" in run(with_sd, launch, *SMALL_VIEWS, *few, without=STUDIO)
-
-
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
-@pytest.mark.parametrize("copy", ["threestudio"], indirect=True)
-def test_other_configurations_of_threestudio(with_sd, configuration):
-    """``:hash3d`` behind the guidance of its own configurations."""
-    add_to_custom(with_sd)
-    guidance, *more = CONFIGURATIONS[configuration]
-    if "zero123" in guidance:
-        prepare(with_sd, "write_threestudio_zero123()", without=STUDIO)
-    few = ("trainer.precision=32", "trainer.max_steps=4", "system.guidance.hash3d.log_every=2")
-    few = (*few, f"system.guidance_type={guidance}:hash3d", "system.guidance.hash3d.memory_budget=64MiB")
-    said = run(with_sd, LAUNCH + configuration, *more, *few, without=STUDIO)
-    assert "hash3d after 4 steps" in said
-
-
 TRIANGLE = "v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nvn 0 0 1\nf 1/1/1 2/2/1 3/3/1\n"
 DREAM = ("rembg", "dearpygui", "torchvision", "mvdream", "imagedream", "kiui", "pymeshlab", "mcubes", "xatlas")
 
@@ -148,33 +103,8 @@ def test_dreamgaussian_both_stages(copy):
     few = ("iters=5", "iters_refine=2", "num_pts=300", "H=64", "W=64")
     assert forwards(run(copy, first, *few, without=DREAM, HASH3D_RASTER="4")) == [5]
     said = run(copy, second, *few, without=DREAM, HASH3D_RASTER="4")
-    (asked,) = forwards(said)
-    assert asked > 10 and "0 host syncs" in said
-
-
-@pytest.mark.parametrize("copy", ["dreamgaussian"], indirect=True)
-def test_dreamgaussian_from_a_prompt(copy):
-    """Stable Diffusion in the place of MVDream."""
-    prepare(copy, f"write_stable_diffusion({STABLE_DIFFUSION!r})")
-    with (copy / "main.py").open("a", encoding="utf-8") as file:
-        file.write("\n    print(gui.hash3d)\n")
-    few = ("iters=4", "num_pts=300", "H=64", "W=64", "prompt=a horse", "save_path=horse")
-    said = run(copy, "python main.py --config configs/text.yaml", *few, without=DREAM, HASH3D_RASTER="4")
-    assert forwards(said) == [4]
-
-
-GAUSSIANS = (*STUDIO, "shap_e", "clip")
-
-
-@pytest.mark.parametrize("copy", ["gaussiandreamer"], indirect=True)
-def test_gaussiandreamer(with_sd):
-    """By the page's command, with the evaluation of its first step, in float16."""
-    prepare(with_sd, "write_empty('load/shapE_finetuned_with_330kdata.pth')")
-    (launch,) = page_commands("gaussiandreamer", "python launch.py")
-    few = ("trainer.max_steps=3", "trainer.precision=32", "data.height=32", "data.width=32", "data.eval_height=32")
-    few = (*few, "data.eval_width=32", "data.n_test_views=2", "data.n_val_views=1", "data.batch_size=2")
-    said = run(with_sd, launch, *few, without=GAUSSIANS)
-    assert "hash3d: " in said
+    # Of 50 denoising steps the first picture takes the last 7, the second the last 3.
+    assert "10 forwards: 7 hits, 3 misses, 0 bypasses" in said and "0 host syncs" in said
 
 
 FUSION = ("torchvision", "nvdiffrast", "mcubes", "pymeshlab", "taming", "dearpygui")
@@ -185,16 +115,14 @@ PURE = (
 )
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("copy", ["stable_dreamfusion"], indirect=True)
 def test_stable_dreamfusion(with_sd, number):
-    """By the page's three commands: a prompt, with perp-neg, a picture. Half of the steps take normals for latents."""
+    """By the page's first two commands: a prompt, and with perp-neg. Half of the steps take normals for latents."""
     trains = "            trainer.train(train_loader, valid_loader, test_loader, max_epoch)"
     text = (with_sd / "main.py").read_text(encoding="utf-8")
     text = insert(text, {trains: ["            print(trainer.hash3d)"]}, "main.py")
     (with_sd / "main.py").write_text(text, encoding="utf-8")
     command = page_commands("stable_dreamfusion", "python main.py")[number].replace(" -O", "")
-    if "--image" in command:
-        prepare(with_sd, "write_fusion_zero123()", without=FUSION)
     said = run(with_sd, " ".join((command, *PURE)), without=FUSION)
-    assert forwards(said) == [4 if "--image" in command else 6]  # of a picture, every fourth step sees it from in front
+    assert forwards(said) == [6]
