@@ -163,16 +163,17 @@ class CachedForward:
         found: _Found = [None] * len(keys)
         if self.store is None:
             return found
+        if len(found) == 1:
+            table = self.store.find(conditions[0])
+            found[0] = None if table is None else table.recall(keys, latents)
+            if table is None or found[0] is not None:
+                return found
         start = 0
         for condition, members in places_by(conditions).items():
             table = self.store.find(condition)
             if table is None:
                 continue
             asked = take_rows((keys, latents), members, len(keys))
-            if len(members) == 1:
-                found[members[0]] = table.recall(*asked)
-                if found[members[0]] is not None:
-                    continue
             room = self._make_room(len(keys))[start : start + len(members)]
             start += len(members)
             told = self.forward, None if sketch is None else sketch[members]

@@ -80,9 +80,7 @@ class _Moment(NamedTuple):
     @classmethod
     def of(cls, timestep: Any, copies: HostCopies) -> _Moment:
         if isinstance(timestep, Tensor) and timestep.layout is torch.strided:
-            own = (
-                1 if timestep.dim() == 0 else math.prod(n for n, step in zip(timestep.shape, timestep.stride()) if step)
-            )
+            own = math.prod([size for size, stride in zip(timestep.shape, timestep.stride()) if stride])
             if timestep.untyped_storage().nbytes() > own * timestep.itemsize:
                 return cls(timestep.detach(), timestep.storage_offset())
         values = torch.as_tensor(copies.fetch("timestep", timestep)).reshape(-1)

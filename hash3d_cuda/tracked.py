@@ -88,8 +88,8 @@ class TrackedTable:
         return hits
 
     def recall(self, keys: Tensor, latents: Tensor) -> Tensor | None:
-        """The feature ``[G, ...]`` that :meth:`query` would copy for one item, as it came to :meth:`append`: of an
-        entry that is the item's only candidate, so that its weight is 1. None where the table must be asked.
+        """The feature ``[G, ...]`` that :meth:`query` would copy for one item, as it came to :meth:`append`: that of
+        the item's only candidate, whose weight is 1. None where the table must be asked.
 
         Nothing is copied, and the table does not count it as a query.
         """
