@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from .watch import ModelWatch
 
 _MODULE = set(vars(nn.Module())) - {"training"}  # torch's own attributes
 _FREEU = ("s1", "s2", "b1", "b2")
+_processor = attrgetter("processor")
 
 
 class Same:
@@ -42,6 +43,17 @@ class Same:
 
     def __hash__(self) -> int:
         return id(self._value)
+
+
+class Hashed(tuple):
+    """A tuple whose hash is computed once: its parts are asked for theirs in Python, and several times per forward."""
+
+    _hash: int | None = None
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = super().__hash__()
+        return self._hash
 
 
 class ModelState:
@@ -93,17 +105,18 @@ class ModelState:
         self._lora_layers = [module for module in modules if hasattr(module, "scaling") and hasattr(module, "merged")]
         # Not the model itself, whose forward is the cache's.
         self._inner = [vars(module) for module in modules if module is not self._unet]
+        self._up_blocks = [vars(block) for block in getattr(self._unet, "up_blocks", ())]
         self._sizes: list[int] = []
         self._patchable: list[int] = []
-        self._note_processors([module.processor for module in self._attentions])
+        self._note_processors([*map(_processor, self._attentions)])
 
     def _note_processors(self, processors: list[Any]) -> None:
-        self._processors = tuple(Same(processor) for processor in processors)
+        self._processors = Hashed(Same(processor) for processor in processors)
         self._known_processors = processors
         self._scaled = [processor for processor in processors if hasattr(processor, "scale")]  # IP-Adapters
 
     def _model(self) -> Hashable:
-        processors = [module.processor for module in self._attentions]
+        processors = [*map(_processor, self._attentions)]
         if not all(map(is_, processors, self._known_processors)):
             self._note_processors(processors)
         return (
@@ -112,7 +125,7 @@ class ModelState:
             self._processors,
             tuple(_shape(processor.scale) for processor in self._scaled),
             tuple(_lora_state(layer) for layer in self._lora_layers),
-            tuple(vars(block).get(name) for block in getattr(self._unet, "up_blocks", ()) for name in _FREEU),
+            tuple([block.get(name) for block in self._up_blocks for name in _FREEU]),
             tuple(module.ip_weight for module in self._image_attentions),
             self._patched(),
         )
@@ -124,6 +137,8 @@ class ModelState:
         if sizes != self._sizes:
             self._sizes = sizes
             self._patchable = [place for place, members in enumerate(self._inner) if "forward" in members]
+        if not self._patchable:
+            return ()
         found = ((place, self._inner[place]) for place in self._patchable)
         return tuple(
             (place, Same(members["forward"]))

@@ -80,7 +80,9 @@ class _Moment(NamedTuple):
     @classmethod
     def of(cls, timestep: Any, copies: HostCopies) -> _Moment:
         if isinstance(timestep, Tensor) and timestep.layout is torch.strided:
-            own = math.prod(size for size, stride in zip(timestep.shape, timestep.stride()) if stride)
+            own = (
+                1 if timestep.dim() == 0 else math.prod(n for n, step in zip(timestep.shape, timestep.stride()) if step)
+            )
             if timestep.untyped_storage().nbytes() > own * timestep.itemsize:
                 return cls(timestep.detach(), timestep.storage_offset())
         values = torch.as_tensor(copies.fetch("timestep", timestep)).reshape(-1)
@@ -100,6 +102,8 @@ class _Moment(NamedTuple):
 class _Unwritten:
     """Equal to another of the very same tensor as long as nothing was written to it in between."""
 
+    __slots__ = ("_tensor", "_version")
+
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
         self._version = None if tensor.is_inference() else tensor._version
@@ -113,5 +117,10 @@ class _Unwritten:
 def _conditioning(call: Call) -> list[Any]:
     """What a sampler makes once for a run, and the shape of what it makes at every step."""
     given = call.given() if isinstance(call, BoundCall) else vars(call)
-    tensors = leaves([value for name, value in given.items() if value is not None and name not in _STEPWISE])
-    return [call.sample.shape, *(_Unwritten(value) for value in tensors if isinstance(value, Tensor))]
+    found: list[Any] = [call.sample.shape]
+    for name, value in given.items():
+        if value is None or name in _STEPWISE:
+            continue
+        tensors = [value] if isinstance(value, Tensor) else [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+        found += map(_Unwritten, tensors)
+    return found

@@ -122,6 +122,7 @@ def test_a_wrong_line_is_an_error_before_anything_is_made(tmp_path, capsys, job,
     "more, words",
     [
         (["cube"], "subjects are in the file"), (["--resume"], "by itself"), (["--force"], "by itself"),
+        (["--keep", "--overwrite"], "not allowed with"),
         (["--retries=-1"], "--retries"), (["--lease=0"], "--lease"), (["--ray=-1"], "--ray"),
         (["--ray=1", "--ray-cpus=0"], "--ray-cpus"), (["--ray=1", "--ray-gpus=2"], "--ray-gpus"),
         (["--ray-gpus=0.5"], "--ray-gpus goes with --ray"),
@@ -157,10 +158,53 @@ def test_a_settings_files_device_is_the_workers_own(tmp_path, monkeypatch):
     assert seen[0] == "cuda:3"
 
 
-def test_changed_fields_are_an_error(tmp_path, capsys):
-    assert main([*write(tmp_path, {"out": "a", "prompt": "cube", "steps": 1}), "--quiet"]) == 0
-    assert main([*write(tmp_path, {"out": "a", "prompt": "ball", "steps": 1}), "--quiet"]) == 2
-    assert "'a' was begun with other fields" in capsys.readouterr().err
+def test_all_faults_of_a_line_are_told(tmp_path, capsys):
+    bad = {"prompt": "cube", "steps": 0, "eta": 2, "speed": 3, "seed": "x", "position": 4, "jitter": 7}
+    assert main(write(tmp_path, {"out": "a", **bad}, {"out": "b", "image": "no/such.png", "eta": -1})) == 2
+    told = [line.partition("jobs.jsonl:")[2] for line in capsys.readouterr().err.splitlines()]
+    assert [line.split(":")[0] for line in told] == ["1"] * 5 + ["2"] * 2
+    for line, words in zip(
+        told, ("speed: ", "seed: ", "--jitter: ", "steps: ", "eta: ", "eta: ", "no/such"), strict=True
+    ):
+        assert words in line, told
+
+
+def steps_made(tmp_path, *names):
+    return [settings(tmp_path, name)["steps"] for name in names]
+
+
+def test_changed_jobs_are_refused_kept_or_made_anew(tmp_path, capsys):
+    one = [{"out": "a", "prompt": "cube", "steps": 1}, {"out": "b", "prompt": "ball", "steps": 1}]
+    assert main([*write(tmp_path, *one), "--quiet"]) == 0
+    assert main([*write(tmp_path, one[1], {**one[0], "eta": 0.7}), "--quiet", "--device=cpu"]) == 0, "the same in truth"
+    other = [{**one[0], "prompt": "ball"}, {**one[1], "steps": 2}, {"out": "c", "prompt": "cube", "steps": 1}]
+    argv = [*write(tmp_path, *other), "--quiet"]
+    capsys.readouterr()
+    assert main(argv) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "'a' was begun with other fields or options (subject)" in errors[0]
+    assert "'b' was begun with other fields or options (steps)" in errors[1] and "--overwrite" in errors[1]
+    assert not (tmp_path / "made" / "c").exists()
+    assert main([*argv, "--keep"]) == 0
+    assert steps_made(tmp_path, "a", "b", "c") == [1, 1, 1] and set(statuses(tmp_path).values()) == {"done"}
+    assert main([*argv, "--overwrite"]) == 0
+    assert steps_made(tmp_path, "a", "b", "c") == [1, 2, 1]
+    assert json.loads((tmp_path / "made" / "a" / "metrics.json").read_text())["subject"]["label"] == "ball"
+    assert main(argv) == 0, "now these are the jobs"
+    assert main([*argv, "--eta=0.2"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and all("(eta)" in line for line in errors)
+
+
+def test_an_unfinished_job_with_other_options_begins_anew(tmp_path, monkeypatch):
+    argv = [*write(tmp_path, {"out": "a", "prompt": "cube"}), "--quiet"]
+    worker = start(argv, monkeypatch)
+    wait_for(lambda: find_checkpoint(tmp_path / "made" / "a") is not None, worker)
+    worker.kill()
+    worker.join(120)
+    assert main([*argv, "--steps=3"]) == 2
+    assert main([*argv, "--steps=3", "--keep"]) == 0 and steps_made(tmp_path, "a") == [3]
+    assert find_checkpoint(tmp_path / "made" / "a") is None
 
 
 class Slow(TinyPrior):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from both_caches import OPTIONS, Both, walk
 from eager_runner import eager_runner  # noqa: F401
-from unet_shapes import build_inputs, build_residuals, build_unet
+from unet_shapes import SHORT, build_inputs, build_residuals, build_unet
 
 import hash3d_cuda as h3d
 from hash3d_cuda.hook import apply_hash3d
@@ -45,6 +45,20 @@ def test_entries_that_differ_in_type_and_format():
         unet.to(memory_format=torch.channels_last)
     walk(both, 2, 8)
     both.compare(rows_saved=False)
+
+
+@pytest.mark.parametrize("feature_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_features_in_8_bits(feature_dtype):
+    """A hit answers in float16 by way of the scales; the very same bits are stored. With room for few entries."""
+    both = Both(near=HALF, feature_dtype=feature_dtype, capacity=5)
+    assert {kind for (kind,) in walk(both, 1, 12)} == {"hit", "miss"}
+    host, device = (cache.table for cache in both.caches)
+    for table in (host, device):
+        assert table.options.feature_dtype is feature_dtype and len(table) > 2
+    mine, theirs = device._state_dict(), host._state_dict()
+    assert torch.equal(mine["serials"], theirs["serials"])
+    for name in ("features", "scales"):
+        assert torch.equal(mine[name].view(torch.uint8), theirs[name].view(torch.uint8)), name
 
 
 def test_the_timestep_argument_in_all_its_forms():
@@ -229,7 +243,7 @@ def test_modes_may_change_between_calls(mode):
 
 
 def test_compiled_parts():
-    both = Both(compile={"backend": "eager"})
+    both = Both(compile={"backend": "eager"}, shape=SHORT)
     walk(both, 1, 6)
     both.compare()
 

@@ -77,6 +77,14 @@ def test_says_everything_that_is_wrong_at_once(tmp_path):
     assert numbers == ["1", "2", "3", "4", "5", "7", "8", "9"]
     assert "not ok" in caught.value.problems[6] and "also that of line 6" in caught.value.problems[5]
     assert all("\n" not in problem for problem in caught.value.problems)
+    path.write_text('{"out": "a"}')
+
+    def twice(job):
+        raise BadJobs(["one", "two"])
+
+    with pytest.raises(BadJobs) as caught:
+        read_jobs(path, twice)
+    assert caught.value.problems == [f"{path}:1: one", f"{path}:1: two"]
     path.write_text("\n# nothing\n")
     with pytest.raises(BadJobs, match="empty file"):
         read_jobs(path)
@@ -159,6 +167,18 @@ def test_changed_jobs_are_noticed(tmp_path):
     ledger.take(JOBS[0])
     changed = [Job(job.name, job.line, {"prompt": "another"}) for job in JOBS]
     assert ledger.changed(JOBS) == [] and ledger.changed(changed) == changed[:1]
+    assert ledger.status(changed[0]) is Status.RUNNING, "whatever it is, somebody is at it"
+
+
+def test_attempts_at_another_job_of_the_name_do_not_count(tmp_path):
+    ledger, keeping, job = Ledger(tmp_path, retries=0), Ledger(tmp_path, keep=True), Job("a", 1, {}, {"seed": 1})
+    other = Job("a", 1, {}, {"seed": 2, "eta": 0.5})
+    ledger.end(ledger.take(job), "done")
+    assert ledger.differences(other) == ["eta", "seed"] and ledger.differences(job) == []
+    assert keeping.status(other) is Status.DONE and ledger.status(other) is Status.WAITING
+    ledger.end(ledger.take(other), "failed", "no room")
+    assert ledger.status(other) is Status.FAILED and ledger.status(job) is Status.WAITING, "done, and then unmade"
+    assert ledger.take(job).number == 3 and ledger.take(job) is None
 
 
 def run_work(ledger, make, jobs=JOBS, asked=NOBODY):

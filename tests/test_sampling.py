@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from tiny_pipelines import SMALL, apply_every, build_pipeline, draw, watched
 from unet_shapes import build_unet
 
@@ -50,6 +51,33 @@ def test_whole_outputs_reused() -> None:
     with cache.sampling():
         draw(pipe)
     assert (cache.stats().hits, cache.stats().misses) == (4, 2)
+    cache.remove()
+
+
+@pytest.mark.parametrize("mode", ["feature", "noise"])
+def test_a_cached_step_copies_nothing_out_of_the_table(mode: str) -> None:
+    """The table is not queried, and gives the same when it must be."""
+    pipe = build_pipeline("text")
+    cache = apply_every(pipe, mode=mode)
+    with cache.sampling():
+        first = draw(pipe)
+        assert cache.table.stats().queries == 1 and cache.stats().hits == 4  # the look that step 3 found nothing at
+        with torch.inference_mode():  # where nobody could see that a feature was written to
+            assert torch.equal(draw(pipe), first)
+    assert cache.table.stats().hits == 4 and cache.stats().hits == 8
+    cache.remove()
+
+
+def test_a_feature_that_the_tail_scales_in_place() -> None:
+    """FreeU does: each cached step scales the feature as it was, not what the last one left."""
+    pipe = build_pipeline("text")
+    pipe.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.4, b2=1.6)
+    cache = apply_every(pipe, 6)
+    with cache.sampling(), torch.no_grad():
+        counted = draw(pipe)
+    assert cache.stats().hits == 5 and cache.table.stats().hits == 5
+    with cache.sampling(), torch.inference_mode():
+        assert torch.equal(draw(pipe), counted)
     cache.remove()
 
 

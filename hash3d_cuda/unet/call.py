@@ -73,10 +73,11 @@ class UNetCall:
 def take_rows(value: Any, rows: Sequence[int], batch: int) -> Any:
     """Takes ``rows`` of every tensor in ``value`` whose first size is ``batch``; others are broadcast, and stay.
 
-    Rows are host numbers: neighbours are taken as one slice, so that no index goes to the device.
+    Rows are host numbers: neighbours are taken as one slice, so that no index goes to the device. All of them in order
+    are the tensor itself.
     """
     if isinstance(value, Tensor):
-        return _take(value, rows) if value.dim() > 0 and len(value) == batch else value
+        return _take(value, rows) if value.dim() > 0 and value.shape[0] == batch else value
     if isinstance(value, dict):
         return {name: take_rows(item, rows, batch) for name, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -117,7 +118,8 @@ def runs(rows: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _take(value: Tensor, rows: Sequence[int]) -> Tensor:
-    slices = [value.narrow(0, first, length) for first, length in runs(rows)]
+    batch = value.shape[0]
+    slices = [value if length == batch else value.narrow(0, first, length) for first, length in runs(rows)]
     return slices[0] if len(slices) == 1 else torch.cat(slices)
 
 
