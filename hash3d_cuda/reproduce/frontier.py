@@ -154,7 +154,7 @@ def above(rows: list[dict[str, Any]], run: str) -> str:
 def plot(summary: dict[str, Any], path: Path) -> None:
     """Change of PSNR over the speed-up, of the step and of the U-Net alone."""
     plt: Any = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.8), sharey=True)
     for axis, kind, title in zip(axes, ("speed", "unet"), ("step", "U-Net"), strict=True):
         for name, curve in summary["curves"].items():
             axis.plot(curve[kind], curve["change"], marker="o", label=name)
@@ -162,5 +162,5 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         axis.axhline(-BOUND_DB, color="grey", linewidth=0.8, linestyle=":")
         axis.set_xlabel(f"speed-up, {title}")
     axes[0].set_ylabel("change of PSNR, dB")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))  # no point under it
     save(figure, path)
