@@ -1,9 +1,10 @@
 """Drives CMakeLists.txt; everything else about the package is in pyproject.toml.
 
 HASH3D_CUDA=0 leaves the CUDA backend out, CUDAARCHS chooses its architectures, HASH3D_SANITIZE=address,undefined builds
-with sanitizers.
+with sanitizers. HASH3D_BUILD names a folder to build in, kept between builds: only what changed is compiled again.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ class CMakeExtension(Extension):
 
 
 class CMakeBuild(build_ext):
-    """Configures in a fresh temporary folder, so that paths of an earlier isolated build never linger."""
+    """Configures afresh, in a temporary folder unless one is named: paths of an earlier isolated build never linger."""
 
     def build_extension(self, extension: Extension) -> None:
         """Builds one extension and puts it where setuptools expects it."""
@@ -39,7 +40,10 @@ class CMakeBuild(build_ext):
             f"-DHASH3D_SANITIZE={os.environ.get('HASH3D_SANITIZE', '')}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
-        with tempfile.TemporaryDirectory(prefix="hash3d-build-") as folder:
+        kept = os.environ.get("HASH3D_BUILD")
+        with contextlib.nullcontext(kept) if kept else tempfile.TemporaryDirectory(prefix="hash3d-build-") as folder:
+            # Not --fresh: that would take the compiled objects away as well.
+            Path(folder, "CMakeCache.txt").unlink(missing_ok=True)
             subprocess.run(["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", folder, *options], check=True)
             subprocess.run(["cmake", "--build", folder, "--target", "_C"], check=True)
 

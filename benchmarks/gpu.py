@@ -25,6 +25,7 @@ import json
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,42 +264,68 @@ def document(result: dict[str, Any]) -> str:
             f"{found['per_second'] / 1e6:.0f} M/s" if "per_second" in found else found["note"],
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"\nFAILED {part}" for part in result.get("failed", ()))])
 
 
-def measure(device: str) -> list[Row]:
-    """All rows."""
+def parts(device: str) -> list[tuple[str, Callable[[], list[Row]]]]:
+    """What is measured, by name, what matters most first. Each part lets go of its memory when it is over."""
     if device == "cpu":  # a rehearsal
         clock, cold = Clock(device, rounds=2), 1 << 10
         cases = [(TINY, torch.float16, 1), (TINY, torch.float32, 2)]
         side, counts, small = 8, [100, 1000], {"block_out_channels": (32, 32, 32, 32), "cross_attention_dim": 8}
     else:
         clock, cold = Clock(device, rounds=30), COLD
-        cases = [(size, torch.float16, batch) for size in (SD, ZERO123, SDXL) for batch in (1, 2, 4, 8)]
-        cases += [(SD, torch.float32, 1), (SD, torch.bfloat16, 1)]
+        cases = [(SD, torch.float16, 1), (SD, torch.float32, 1), (SD, torch.bfloat16, 1)]
+        cases += [(SD, torch.float16, batch) for batch in (2, 4, 8)]
+        cases += [(size, torch.float16, batch) for size in (ZERO123, SDXL) for batch in (1, 2, 4, 8)]
         side, counts, small = 64, [10_000, 1_000_000, 10_000_000], {}
-    rows = []
-    for case in cases:
-        rows += table_rows(Case(*case, device, cold), clock)
-    rows += rival_rows(Case(*cases[0], device, cold), clock)
-    rows += lookup_rows(clock, device, counts)
+
+    def table(case: tuple[Size, torch.dtype, int]) -> tuple[str, Callable[[], list[Row]]]:
+        return f"table, {case}", lambda: table_rows(Case(*case, device, cold), clock)
+
+    first, *others = cases
+    found = [
+        table(first),
+        ("look-ups", lambda: lookup_rows(clock, device, counts)),
+        ("rivals", lambda: rival_rows(Case(*first, device, cold), clock)),
+    ]
     if importlib.util.find_spec("diffusers") is not None:
-        rows += step_rows(clock, device, side, **small)
-    return rows
+        found.append(("U-Net", lambda: step_rows(clock, device, side, **small)))
+    return found + [table(case) for case in others]
+
+
+def measure(device: str, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All rows; a part that fails is named, and the others go on. ``save`` is called with the result after each."""
+    result: dict[str, Any] = {"machine": machine() | {"device": device}, "rows": [], "failed": []}
+    for name, part in parts(device):
+        try:
+            result["rows"] += part()
+        except Exception as error:
+            traceback.print_exc()
+            result["failed"].append(f"{name}: {type(error).__name__}: {error}")
+        save(result)
+    return result
 
 
 def main() -> None:
     """Command-line entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--json", type=Path, help="where the figures go, after each part of them")
+    parser.add_argument("--markdown", type=Path, help="where the page goes that is printed in the end, likewise")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
     if options.device == "cuda" and not (torch.cuda.is_available() and h3d.HashTable.supports("cuda")):
         sys.exit("no CUDA device, or a build without its kernels; --device cpu rehearses the script")
-    result = {"machine": machine() | {"device": options.device}, "rows": measure(options.device)}
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+    def save(result: dict[str, Any]) -> None:
+        if options.json is not None:
+            options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        if options.markdown is not None:
+            options.markdown.write_text(document(result) + "\n", encoding="utf-8")
+
+    result = measure(options.device, save)
     print(document(result))
+    sys.exit(f"{len(result['failed'])} part(s) failed" if result["failed"] else 0)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ HASH3D_HOST_DEVICE int64_t* chain_at(const Table& table, int grid, int64_t bucke
 
 // Rule 5: entry s is gone once entry s + capacity has been appended.
 HASH3D_HOST_DEVICE bool is_live(const Config& config, int64_t serial, int64_t next_serial) {
-  return serial >= 0 && serial + config.capacity >= next_serial;
+  return serial >= 0 && next_serial - serial <= config.capacity;
 }
 
 HASH3D_HOST_DEVICE int64_t slot_of(const Config& config, int64_t serial) { return serial % config.capacity; }

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 SECTIONS = {
-    "Start": ["index", "concepts", "decide", "generate", "hook", "table", "scaling"],
+    "Start": ["index", "concepts", "decide", "generate", "hook", "table", "host-tier", "scaling"],
     "In other code": [
         "adapters",
         "pipelines",

@@ -21,6 +21,7 @@ import warnings
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,10 +30,13 @@ from torch import Tensor, nn
 from . import storage
 from .cached import CachedForward
 from .checks import check_device, fail
+from .config import POLICIES
+from .control import EtaControl
 from .device_forward import DeviceForward
 from .fingerprint import ModelState, Same
 from .options import TableOptions
 from .rows import RowLayout
+from .stats import HostTierStats
 from .store import TableStore
 from .tracked import TrackedTable
 
@@ -45,7 +49,7 @@ _ABOUT = {
     "format", "options", "weights", "coin", "counts", "rejected", "host_syncs", "signature", "relearn", "layout",
     "names",
 }  # fmt: skip
-_EXTRA = {"policy"}  # where the options of hash3d_cuda.freshness are used
+_EXTRA = {"policy", "host_tier"}  # where options of hash3d_cuda.freshness and .control, or a host_budget, are used
 _LEFT_OUT = (
     "hash3d: a table is left out of the saved state: its entries depend on an object, such as an attention processor, "
     "with attributes that another process cannot compare"
@@ -67,7 +71,7 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
         about = {
             "format": FORMAT,
             "options": None if store is None else _options(cache.config, store),
-            "weights": _sketch(unet),
+            "weights": sketch(unet),
             "coin": [version, list(numbers), gauss],
             "counts": dict(counts),
             "rejected": cached.rejected - kept,  # by tables that are not among these
@@ -77,8 +81,9 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
             "layout": _layout(cached),
             "names": list(tables),
             **_policy(cache, list(tables.values())),
+            **_host_tier(cached),
         }
-        return {"about": about, "tables": [table.table._state_dict() for table in tables.values()]}
+        return {"about": about, "tables": [table.state_dict() for table in tables.values()]}
 
 
 def restore(
@@ -88,7 +93,7 @@ def restore(
     about, tables = _check(state, path)
     with cache._lock:
         unet = _follow(cache, "load_state_dict")
-        if about["names"] and about["weights"] != _sketch(unet):
+        if about["names"] and about["weights"] != sketch(unet):
             raise ValueError(
                 f"{path}: expected the U-Net's weights to be those that the entries were made with, got others; load "
                 "the weights before the cache, or leave the cache empty"
@@ -98,6 +103,7 @@ def restore(
         cached = cache._cached
         coin = _coin(about["coin"], path)
         policy = _resume_policy(cache, about, store, path)
+        past = HostTierStats(**about.get("host_tier", {}))
         cached.forget_shapes()
         cached._coin.setstate(coin)
         cached._rejected, cached.store = about["rejected"], store
@@ -111,7 +117,8 @@ def restore(
             dtype, form = about["layout"]
             cached._dtype, cached._format = getattr(torch, dtype), _FORMATS[form]
         if isinstance(cached, CachedForward):
-            cached.forward, cached.control.eta = policy
+            cached.forward, cached.control = policy
+            cached.past_tiers = past
 
 
 def save(cache: Hash3DCache, path: str | os.PathLike[str]) -> None:
@@ -149,10 +156,7 @@ class ResumedStore(TableStore):
     def adopt(self, name: str, tensors: dict[str, Tensor], path: str) -> None:
         """Puts a table from a file last; raises ValueError when ``tensors`` are none."""
         table = self._build()
-        storage.fill(path, table.table, tensors)
-        table.appended = int(tensors["counters"][0])
-        if table._index is not None:
-            table._index.load(tensors)
+        table.load_state_dict(path, tensors)
         self._tables[name] = table
         self._waiting += 1
 
@@ -232,6 +236,7 @@ def _options(config: Hash3DConfig, store: TableStore) -> dict[str, Any]:
     rows = config.rows if isinstance(config.rows, str) else _items(config)
     table = storage.options_record(options, options.resolve_capacity())
     about = {"position": config.position, "groups": config.groups, "rows": rows, "mode": config.mode, **table}
+    about["host_entries"] = store.host_entries(options)
     return {**json.loads(json.dumps(about)), "device": str(store.device)}
 
 
@@ -247,26 +252,35 @@ def _items(config: Hash3DConfig) -> Any:
 
 
 def _policy(cache: Hash3DCache, tables: list[TrackedTable]) -> dict[str, Any]:
-    """What :mod:`hash3d_cuda.freshness` keeps, as JSON values; nothing where none of its options is used."""
+    """What :mod:`hash3d_cuda.freshness` and :mod:`hash3d_cuda.control` keep, as JSON values; nothing where none of
+    their options is used."""
     config, cached = cache.config, cache._cached
-    if not isinstance(cached, CachedForward) or (config.max_age, config.max_change, config.target_x) == (None,) * 3:
+    if not isinstance(cached, CachedForward) or all(getattr(config, name) is None for name in POLICIES):
         return {}
     kept = [table.freshness.state() if table.freshness is not None else None for table in tables]
-    return {"policy": {"forward": cached.forward, "eta": cached.control.eta, "freshness": kept}}
+    return {"policy": {"forward": cached.forward, "control": cached.control.state(), "freshness": kept}}
 
 
-def _resume_policy(cache: Hash3DCache, about: dict[str, Any], store: TableStore | None, path: str) -> tuple[int, float]:
-    """The reverse: the number of the last forward, and eta; what tables hold goes to them."""
-    saved = about.get("policy")
+def _host_tier(cached: CachedForward | DeviceForward) -> dict[str, Any]:
+    """What host tiers have done, as JSON values; nothing without them."""
+    done = cached.host_tier if isinstance(cached, CachedForward) else None
+    return {} if done is None else {"host_tier": asdict(done.past())}
+
+
+def _resume_policy(
+    cache: Hash3DCache, about: dict[str, Any], store: TableStore | None, path: str
+) -> tuple[int, EtaControl]:
+    """The reverse: the number of the last forward, and what moves eta; what tables hold goes to them."""
+    saved, control = about.get("policy"), EtaControl.of(cache.config, cache._copies)
     if saved is None:
-        return 0, cache.config.eta
+        return 0, control
     tables = [] if store is None else store._tables.values()
     try:
         for table, state in zip(tables, saved["freshness"], strict=True):
             if table.freshness is not None and state is not None:
                 table.freshness.load(state)
-        eta = cache.config.eta if cache.config.target_x is None else float(saved["eta"])
-        return int(saved["forward"]), min(max(eta, 0.0), 1.0)
+        control.load(saved["control"])
+        return int(saved["forward"]), control
     except (TypeError, ValueError, KeyError):
         fail(ValueError, path, "the policy that Hash3DCache.state_dict() returned", saved, "save it again")
 
@@ -326,7 +340,7 @@ def _rebuild(
     return store
 
 
-def _sketch(unet: nn.Module) -> int:
+def sketch(unet: nn.Module) -> int:
     """CRC-32 of all weights' names, shapes and dtypes, and of their numbers at evenly spaced places."""
     told, drawn = [], []
     for name, weight in (*unet.named_parameters(), *unet.named_buffers()):

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from .checks import QUANTISED_DTYPES, fail
 from .config import Hash3DConfig
-from .freshness import EtaControl, sketch_items
+from .control import EtaControl, relative_errors
+from .freshness import sketch_items
+from .host_tier.hints import Hints
 from .parts import Parts
 from .poses import HostCopies
-from .rows import RowLayout
-from .stats import Decision
+from .rows import RowLayout, memory_format_of, places_by
+from .stats import Decision, HostTierStats
 from .store import TableStore
 from .unet.adapter import Call
 from .unet.call import take_rows
@@ -50,12 +52,14 @@ class CachedForward:
         self._exchange = exchange
         self._latent_channels = latent_channels
         self._coin = random.Random(config.seed)  # its own: nobody's random state is touched
-        self.control = EtaControl(config)
+        self._hints = Hints(self._coin)
+        self.control = EtaControl.of(config, copies)
         self.forward = 0  # how many there were: what entries' ages are counted in
         self._room: Tensor | None = None  # [B, G, ...] of the table's answers, what retrievals write into
         self._dtype = torch.float32  # of the features as the model makes them; so is the format
         self._format = torch.contiguous_format
         self._rejected = 0  # by stores since dropped
+        self.past_tiers = HostTierStats()  # likewise, what their tiers did
 
     def __call__(self, call: Call, keys: Tensor, conditions: Sequence[Hashable]) -> tuple[Tensor, Decision]:
         """Returns the U-Net's output ``[rows, out_channels, H, W]``, and what became of the items.
@@ -67,16 +71,21 @@ class CachedForward:
         """
         items = self.layout.items(len(keys))
         latents = self._latents(call.sample, [rows[0] for rows in items])
-        tried = self._coin.random() < self.control.eta
+        self._hints.forward()
         self.forward += 1
+        audited = self.control.begin(self.forward)
+        tried = self._coin.random() < self.control.eta
         with self._parts.during(call) as entered:
             state, sketch = None, None
             if self._config.max_change is not None:  # what the head says decides
                 state = self._parts.prepare(call, entered)
                 sketch = self._copies.fetch("max_change", sketch_items(state[0], items))
-            found = self._retrieve(keys, latents, conditions, sketch) if tried else [None] * len(items)
+            found = self._retrieve(keys, latents, conditions, sketch) if tried or audited else [None] * len(items)
             if self._config.max_change is None:
                 state = self._parts.prepare(call, entered)
+            retrieved: _Found = []
+            if audited:  # all are computed
+                found, retrieved = [None] * len(items), found
             missing = [item for item, entry in enumerate(found) if entry is None]
             feature = None
             if missing:
@@ -90,8 +99,12 @@ class CachedForward:
                 self._append_all(keys, latents, conditions, missing, entries if missing else None, tried)
             elif missing:
                 self._append(keys, latents, conditions, missing, entries, sketch)
-            # The append comes first: under FreeU the tail scales the feature in place.
+            # What comes before: under FreeU the tail scales the feature in place.
+            served = self._audit(state, retrieved, entries) if audited else None
             output = self._parts.finish(state, self._merge(found, missing, feature))
+            if audited:
+                errors = None if served is None else relative_errors(served, output, items)
+                self.control.note(self.forward, errors, [entry is not None for entry in retrieved])
         self.control.observe(len(items) - len(missing), len(items))
         fallback = "miss" if tried else "bypass"
         return output, Decision(tuple(fallback if entry is None else "hit" for entry in found))
@@ -101,13 +114,29 @@ class CachedForward:
         """Items that were not stored because something in them was not finite."""
         return self._rejected + (0 if self.store is None else self.store.rejected)
 
+    @property
+    def host_tier(self) -> HostTierStats | None:
+        """What the host tiers hold and did; None without ``host_budget``."""
+        if self._config.host_budget is None:
+            return None
+        now = None if self.store is None else self.store.host_tier
+        return self.past_tiers if now is None else self.past_tiers + now
+
+    def prefetch(self, keys: Tensor, conditions: Sequence[Hashable]) -> None:
+        """Has host tiers prepare for a forward to come with ``keys`` ``[B, 4]``, on the host, and the user's own
+        ``conditions``, one per item."""
+        if self._hints.tries(self.control.eta) and self.store is not None:
+            for condition, members in places_by(conditions).items():
+                self.store.prefetch(condition, keys[members])
+
     def forget_shapes(self) -> None:
         """Drops tables and buffers, so that the next forward may have another shape."""
         self._rejected = self.rejected
+        self.past_tiers = (self.host_tier or HostTierStats()).past()
         self.store = self._room = None
 
     def sit_out(self) -> None:
-        """Counts a forward that went to the plain U-Net here, while other ranks may have tossed and counted."""
+        """Follows a forward that went to the plain U-Net here, while another rank tossed its coin and counted."""
         self._coin.random()
         self.forward += 1
 
@@ -140,7 +169,7 @@ class CachedForward:
             if table is None or found[0] is not None:
                 return found
         start = 0
-        for condition, members in _members(conditions).items():
+        for condition, members in places_by(conditions).items():
             table = self.store.find(condition)
             if table is None:
                 continue
@@ -164,7 +193,7 @@ class CachedForward:
     ) -> None:
         """Stores what was computed for the ``missing`` items: ``entries`` ``[len(missing), G, ...]``."""
         store = self._make_store(latents, entries)
-        for condition, places in _members([conditions[item] for item in missing]).items():
+        for condition, places in places_by([conditions[item] for item in missing]).items():
             members = [missing[place] for place in places]
             store.get(condition).append(
                 *take_rows((keys, latents), members, len(keys)),
@@ -211,6 +240,15 @@ class CachedForward:
         if sum(counts):
             self._make_store(latents, entries).get(condition).append(*items, self.forward)
 
+    def _audit(self, state: Any, retrieved: _Found, entries: Tensor) -> Tensor | None:
+        """The output as it would be with what was ``retrieved`` in the place of what was computed, ``entries`` [B, G,
+        ...]; None where nothing was."""
+        if all(entry is None for entry in retrieved):
+            return None
+        pairs = zip(retrieved, entries, strict=True)
+        mixed = [own if entry is None else entry.to(self._dtype) for entry, own in pairs]
+        return self._parts.finish(state, self.layout.assemble(mixed).contiguous(memory_format=self._format))
+
     def _make_store(self, latents: Tensor, entries: Tensor) -> TableStore:
         """The store, built when the first entries show their shape."""
         if self.store is None:
@@ -235,16 +273,3 @@ class CachedForward:
                 shape = (batch, *store.feature_shape)
                 self._room = torch.empty(shape, dtype=store.answer_dtype, device=store.device)
         return self._room[:batch]
-
-
-def _members(conditions: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """Condition -> the places where it stands, in order."""
-    members: dict[Hashable, list[int]] = {}
-    for place, condition in enumerate(conditions):
-        members.setdefault(condition, []).append(place)
-    return members
-
-
-def memory_format_of(feature: Tensor) -> torch.memory_format:
-    channels_last = feature.dim() == 4 and feature.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last and not feature.is_contiguous() else torch.contiguous_format

@@ -16,6 +16,9 @@ from .rows import Rows, check_rows
 MODES = ("feature", "noise")
 DECIDERS = ("host", "device")
 DEFAULT_MEMORY_BUDGET = "2GiB"
+DEFAULT_AUDIT = 0.05
+POLICIES = ("max_age", "max_change", "target_x", "target_quality", "audit")
+"""Options that say what of the table is served, and how often; all None by default."""
 # Handed to the table as they are.
 _TABLE_OPTIONS = (
     "grids",
@@ -34,7 +37,7 @@ def _sampling_options(interval: int) -> dict[str, Any]:
     """What ``interval`` demands: no coin, no threshold, the batch as one item, and steps 0 to ``interval`` - 1 in one
     cell, ``interval`` to 2 ``interval`` - 1 in the next."""
     grids = (Grid(1.0, 1.0, 1.0, interval),)
-    kept = dict.fromkeys(("min_similarity", "max_age", "max_change", "target_x"))
+    kept = dict.fromkeys(("min_similarity", "host_budget", *POLICIES))
     fixed = {**kept, "eta": 1.0, "groups": 1, "decide": "host", "match": "cell"}
     return {**fixed, "grids": grids}
 
@@ -55,15 +58,21 @@ class Hash3DConfig:
         mode: ``"feature"`` caches the activation at the cut; ``"noise"`` the U-Net's output (the paper's ablation).
         capacity: entries, or ``memory_budget``: bytes or a string such as ``"2GiB"``. At most one of the two; with
             neither, the budget is 2 GiB. It is allocated at the first forward and never grows.
+        host_budget: bytes of host memory (a string such as ``"32GiB"``) for a second tier, from which entries that left
+            the GPU come back; see :mod:`hash3d_cuda.host_tier` and :meth:`Hash3DCache.prefetch`. None: no such tier.
         max_conditions: how many condition ids are remembered side by side; each gets an equal share of the memory.
             With more in turn than that, the one not used for longest is forgotten. 1: a change forgets everything.
         max_age: forwards; an entry is served in so many forwards after the one that stored it, and then computed anew.
-            None: until it leaves the table. See :mod:`hash3d_cuda.freshness`, also for the next two.
+            None: until it leaves the table. See :mod:`hash3d_cuda.freshness`, also for the next one.
         max_change: an item is served only where the head's output, averaged over space, changed by at most this share
             since the entry was stored (as FirstBlockCache measures it). None: whatever it did. On a GPU the decision
             is waited for, and counted in ``stats().host_syncs``.
         target_x: share of the items to be served, 0 to 1: ``eta`` is where it starts, and then follows what was served.
             None: ``eta`` stays.
+        target_quality: 1 less the relative error of the U-Net's output that is allowed on average over all items:
+            ``eta`` is moved until audits find that, see :mod:`hash3d_cuda.control`. Not beside ``target_x``.
+        audit: share of the forwards that are audited: looked up, computed all the same, and the two outputs compared.
+            None: 0.05 with ``target_quality``, else none.
         seed: of the coin, which is the cache's own: global random states are neither read nor changed.
         decide: ``"host"``: hit or miss is decided on the host, from poses it knows. ``"device"``: on a GPU, from poses
             and timesteps that may lie there, in one CUDA graph per forward; see "Decisions on the device" in the docs.
@@ -90,10 +99,13 @@ class Hash3DConfig:
     mode: str = "feature"
     memory_budget: int | str | None = None
     capacity: int | None = None
+    host_budget: int | str | None = None
     max_conditions: int = 1
     max_age: int | None = None
     max_change: float | None = None
     target_x: float | None = None
+    target_quality: float | None = None
+    audit: float | None = None
     seed: int = 0
     decide: str = "host"
     strict: bool = False
@@ -156,6 +168,7 @@ class Hash3DConfig:
         if self.capacity is not None and check_int("capacity", self.capacity, 1) < self.max_conditions:
             expected = f"at least max_conditions ({self.max_conditions}), which share it"
             fail(ValueError, "capacity", expected, self.capacity, "raise it, or lower max_conditions")
+        self._check_host_budget()
         arguments = self.table_arguments(torch.float32, torch.device("cpu"))
         self.grids = TableOptions.build((1,), (1,), **arguments).grids
         if self.interval is not None:
@@ -176,7 +189,7 @@ class Hash3DConfig:
         if self.decide == "device":
             expected = '"host" with a process_group: how much there is to exchange must be known to the host'
             fail(ValueError, "decide", expected, self.decide, 'pass decide="host"')
-        for name in ("max_change", "target_x", "interval"):
+        for name in ("max_change", "target_x", "target_quality", "audit", "interval"):
             if getattr(self, name) is not None:
                 expected = "None with a process_group: ranks see other inputs, and would decide differently"
                 fail(ValueError, name, expected, getattr(self, name), "leave it out")
@@ -190,12 +203,45 @@ class Hash3DConfig:
             if self.mode != "feature":
                 expected = f"None with mode={self.mode!r}, where no head runs"
                 fail(ValueError, "max_change", expected, self.max_change, 'leave it out, or pass mode="feature"')
+        for name in ("target_x", "target_quality", "audit"):
+            if getattr(self, name) is not None:
+                setattr(self, name, check_real(name, getattr(self, name), 0.0, 1.0))
+        if self.target_quality is not None:
+            self._check_target_quality(self.target_quality)
+
+    def _check_target_quality(self, target: float) -> None:
+        """What ``target_quality`` cannot go with."""
+        if target == 1.0:
+            fail(ValueError, "target_quality", "less than 1, which nothing that is served has", target, "try 0.95")
         if self.target_x is not None:
-            self.target_x = check_real("target_x", self.target_x, 0.0, 1.0)
+            expected = "None beside target_x: both move eta"
+            fail(ValueError, "target_quality", expected, target, "leave one of them out")
+        if self.audit == 0.0:
+            fail(ValueError, "audit", "more than 0 with target_quality", self.audit, "leave it out: it is 0.05 then")
+
+    @property
+    def audit_share(self) -> float | None:
+        """``audit``, or its default where one is needed."""
+        return DEFAULT_AUDIT if self.audit is None and self.target_quality is not None else self.audit
+
+    def _check_host_budget(self) -> None:
+        if self.host_budget is None:
+            return
+        parse_bytes("host_budget", self.host_budget)
+        if self.min_similarity is not None:
+            expected = "None with a host_budget: whether an item hits would depend on features on the device"
+            fail(ValueError, "min_similarity", expected, self.min_similarity, "leave one of the two out")
+        if self.process_group is not None:
+            expected = "None with a process_group, under which the tier has not been tried"
+            fail(ValueError, "host_budget", expected, self.host_budget, "leave one of the two out")
+
+    def host_share(self) -> int | None:
+        """Bytes of host memory behind one condition's table; None without ``host_budget``."""
+        return None if self.host_budget is None else parse_bytes("host_budget", self.host_budget) // self.max_conditions
 
     def _check_device_options(self) -> None:
         """What cannot go into one graph with a decision in it."""
-        for name in ("max_age", "max_change", "target_x"):
+        for name in ("host_budget", *POLICIES):
             if getattr(self, name) is not None:
                 expected = 'None with decide="device", where the host does not know what is served'
                 fail(ValueError, name, expected, getattr(self, name), 'leave it out, or pass decide="host"')

@@ -24,13 +24,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .cached import memory_format_of
 from .config import Hash3DConfig
 from .device_inputs import DeviceViews, StaticCall, form_of
 from .device_runner import GraphRunner, Runner
 from .parts import Parts
 from .poses import HostCopies
-from .rows import RowLayout
+from .rows import RowLayout, memory_format_of
 from .stats import Decision
 from .store import TableStore
 from .table import HashTable

@@ -1,12 +1,11 @@
-"""When an entry is too old, or too different, to be served, and how often a retrieval is tried.
+"""When an entry is too old, or too different, to be served.
 
-Under score distillation the object changes, so that an entry ages. Three options of :class:`hash3d_cuda.Hash3DConfig`
-are kept here; none is in the paper, all are off by default:
+Under score distillation the object changes, so that an entry ages. Two options of :class:`hash3d_cuda.Hash3DConfig`
+are kept here; neither is in the paper, both are off by default:
 
 - ``max_age``: forwards. An entry serves the ``max_age`` forwards after the one that stored it.
 - ``max_change``: relative L1 change of the head's output (the shallow features), averaged over space, since the entry
   was stored, as FirstBlockCache does for transformers: |now - then| / |then|, means over an item's rows and channels.
-- ``target_x``: the share of the items to be served; eta follows it, starting at the configured one.
 
 Both gates look at the newest entry of the item's cell in every grid that has one there: all must pass. What is refused
 is a miss: it is computed and stored, so that the cell is fresh again.
@@ -20,10 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from .config import Hash3DConfig
-
-_RATE = 0.05  # of the deviation from target_x, added to eta per forward
 
 
 class Freshness:
@@ -84,18 +79,6 @@ class Freshness:
         if "sketches" in state:
             sketches = _tensor(state["sketches"], torch.float32).reshape(len(births), -1)
         self._births, self._sketches = births, sketches
-
-
-class EtaControl:
-    """The probability of a retrieval: the configured one, or one that follows ``target_x``."""
-
-    def __init__(self, config: Hash3DConfig) -> None:
-        self.eta, self._target = config.eta, config.target_x
-
-    def observe(self, hits: int, items: int) -> None:
-        """Takes in what became of a forward's items."""
-        if self._target is not None and items:
-            self.eta = min(max(self.eta + _RATE * (self._target - hits / items), 0.0), 1.0)
 
 
 def sketch_items(hidden: Tensor, items: Sequence[Sequence[int]]) -> Tensor:

@@ -20,6 +20,7 @@ from . import cache_state
 from .cached import CachedForward
 from .checks import fail
 from .config import Hash3DConfig
+from .control import Audit
 from .device_forward import DeviceForward
 from .device_inputs import DeviceViews
 from .fingerprint import ModelState
@@ -29,6 +30,7 @@ from .poses import HostCopies, Views
 from .root_hook import RootHook, has_hook, is_bare
 from .rows import RowLayout
 from .sampling import Sampling
+from .scopes import Scopes
 from .stats import CacheStats, Decision
 from .table import HashTable
 from .unet import Adapter, find_adapter
@@ -91,7 +93,7 @@ class Hash3DCache:
         self._state = ModelState(unet)
         self._signature: tuple[Any, ...] | None = None  # the shape per item that the tables are built for
         self._relearn = False  # after clear(): another shape may take their place
-        self._local = _Scopes()
+        self._local = Scopes()
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._notices = Notices()
@@ -123,6 +125,22 @@ class Hash3DCache:
         kind = Views if self._device is None else DeviceViews
         with self._told(kind(elevation, azimuth, radius, timestep, condition, self._copies)):
             yield self
+
+    def prefetch(self, elevation: Any, azimuth: Any, radius: Any, timestep: Any, condition: Any = None) -> None:
+        """Tells the poses of the next forward inside ``views`` ahead of it, as there; a second call before it, those of
+        the one after. With ``host_budget`` the entries that these want and only the host has are then on their way to
+        the GPU, and come in time if there is other work in between. A hint: a forward with other views is answered
+        as well, and without a host tier nothing happens.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        if self.config.host_budget is None:
+            return
+        hints = Views(elevation, azimuth, radius, timestep, condition, self._copies).hints()
+        with self._lock:
+            if isinstance(self._cached, CachedForward):
+                self._cached.prefetch(*hints)
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Hash3DCache]:
@@ -175,6 +193,7 @@ class Hash3DCache:
         """The counters; see :class:`CacheStats`. How many a table on a GPU rejected is known there, and waited for;
         inside a loop use :meth:`served`."""
         counts, cached = self._counted(wait=True), self._cached
+        control = cached.control if isinstance(cached, CachedForward) else None
         return CacheStats(
             forwards=counts["forward"],
             hits=counts["hit"],
@@ -184,7 +203,19 @@ class Hash3DCache:
             rows_saved=counts["saved"],
             nbytes=0 if cached.store is None else cached.store.nbytes,
             host_syncs=self._copies.count,
+            audits=0 if control is None else control.audited,
+            audited_error=None if control is None else control.mean_error,
+            host_tier=cached.host_tier if isinstance(cached, CachedForward) else None,
         )
+
+    @property
+    def eta(self) -> float:
+        """The probability of a retrieval now: the configured one, or where a target has moved it."""
+        return self._cached.control.eta if isinstance(self._cached, CachedForward) else self.config.eta
+
+    def audits(self) -> list[Audit]:
+        """The latest audits, oldest first, see :class:`hash3d_cuda.control.Audit`. A GPU is waited for."""
+        return self._cached.control.audits() if isinstance(self._cached, CachedForward) else []
 
     def served(self) -> dict[str, int]:
         """``hits``, ``misses`` and ``bypasses`` as in :meth:`stats`, in items: host numbers, nothing is waited for.
@@ -341,10 +372,10 @@ class Hash3DCache:
         rows = len(sample) if isinstance(sample, Tensor) and sample.dim() > 0 else 0
         self._counts["bypass"] += 1 if self.config.interval is not None else max(rows // self.config.groups, 1)
         self.last = Decision(plain=reason)
-        if self._exchange is not None:
+        # Where all ranks run plain, none tosses, as a process alone does not.
+        if self._exchange is not None and self._exchange.abstain():
             assert isinstance(self._cached, CachedForward)
             self._cached.sit_out()
-            self._exchange.abstain()
         self._notices.plain(reason)
         return self._hook.original(*args, **kwargs)
 
@@ -372,15 +403,3 @@ def make_exchange(config: Hash3DConfig) -> Exchange | None:
 
     exchange = Exchange(config.process_group)
     return exchange if exchange.size > 1 else None
-
-
-class _Scopes(threading.local):
-    """The ``views`` and ``bypass`` blocks that the current thread is in."""
-
-    def __init__(self) -> None:
-        self.views: list[Views | Sampling] = []
-        self.bypasses = 0
-
-    @property
-    def current(self) -> Views | Sampling | None:
-        return self.views[-1] if self.views and not self.bypasses else None

@@ -31,6 +31,37 @@ class HostCopies:
         self.count += 1
         return value.detach().cpu()
 
+    def send(self, name: str, value: Tensor) -> Later:
+        """Begins to copy a number to the host. Whoever reads it before it has arrived waits, which is his to count."""
+        if self.strict and value.device.type != "cpu":
+            expected = "None, because strict=True forbids waiting for the device"
+            fail(ValueError, name, expected, value, "leave it out, or pass strict=False")
+        return Later(value)
+
+
+class Later:
+    """A number on its way to the host; from a CPU it is there at once."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value, self._event = value.detach(), None
+        if value.is_cuda:
+            copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value = copy.copy_(self._value, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(value.device))
+
+    @property
+    def arrived(self) -> bool:
+        """Whether reading would not wait."""
+        return self._event is None or self._event.query()
+
+    def read(self) -> float:
+        """The number."""
+        if not self.arrived:
+            assert self._event is not None
+            self._event.synchronize()
+        return float(self._value)
+
 
 class Views:
     """What ``cache.views(...)`` was told, for B items or one that stands for all."""
@@ -60,6 +91,14 @@ class Views:
         keys = keys.clone()
         keys[:, TIMESTEP] = steps.to(torch.float32)
         return keys
+
+    def hints(self) -> tuple[Tensor, list[Hashable]]:
+        """Keys and conditions of a forward to come: as many items as were named."""
+        if not self.has_timestep:
+            expected = "the timesteps of the forward to come"
+            fail(TypeError, "timestep", expected, None, "pass them: there is no call yet to take them from")
+        batch = max(len(self._keys), len(self._conditions))
+        return self.keys(None, range(batch), batch), self.conditions(batch)
 
     def conditions(self, batch: int) -> list[Hashable]:
         """The condition id of each of ``batch`` items."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -90,3 +90,17 @@ def _check(matrix: Any, batch: int, groups: int) -> _Items:
             f"{describe(matrix)}; return one line per item, its rows in the order of the groups"
         )
     return [tuple(line) for line in table.tolist()]
+
+
+def places_by(conditions: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """Condition -> the places where it stands, in order."""
+    places: dict[Hashable, list[int]] = {}
+    for place, condition in enumerate(conditions):
+        places.setdefault(condition, []).append(place)
+    return places
+
+
+def memory_format_of(feature: Tensor) -> torch.memory_format:
+    """channels_last where a feature of rows lies so, and not otherwise."""
+    channels_last = feature.dim() == 4 and feature.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not feature.is_contiguous() else torch.contiguous_format

@@ -34,11 +34,13 @@ from torch import Tensor
 
 from .checks import fail
 from .options import TableOptions
+from .reference_quantise import TOPS
 
 VERSION = "1"
 _WRITERS = {"table": "HashTable.save", "cache": "Hash3DCache.save"}
 NAMES = ("serials", "keys", "latents", "features", "member", "similarity", "counters")
-LARGEST_FLOAT16 = torch.finfo(torch.float16).max
+_LARGEST_FLOAT16 = torch.tensor(torch.finfo(torch.float16).max)
+_MOST_COUNTED = 2**62  # appends or queries: no table gets there, and one that did could still count on for as long
 
 Table = TypeVar("Table")
 
@@ -230,13 +232,15 @@ def _check_state(path: str | os.PathLike[str], options: TableOptions, capacity: 
     for name in ("keys", "latents", "features"):
         if not torch.isfinite(state[name].float()).all():
             _refuse(path, f"{name} holds numbers that are not finite")
-    if options.quantised and not ((state["scales"] >= 0) & (state["scales"] <= LARGEST_FLOAT16)).all():
-        _refuse(path, "scales holds numbers that are negative, not finite or beyond float16")
+    if options.quantised:
+        scales, largest = state["scales"], _LARGEST_FLOAT16 / TOPS[options.feature_dtype]
+        if not ((scales >= 0) & (scales <= largest)).all():
+            _refuse(path, "scales holds numbers that are negative, not finite or lead beyond float16")
     if torch.isinf(state["similarity"]).any():
         _refuse(path, "similarity holds infinite numbers")
     appended, rejected, queries, hits = state["counters"].tolist()
-    if not (0 <= rejected <= appended and 0 <= hits <= queries):
-        _refuse(path, f"its counters contradict each other ({state['counters'].tolist()})")
+    if not (0 <= rejected <= appended <= _MOST_COUNTED and 0 <= hits <= queries <= _MOST_COUNTED):
+        _refuse(path, f"its counters contradict each other, or are beyond 2**62 ({state['counters'].tolist()})")
     serials = state["serials"]
     first = max(0, appended - capacity)
     if count and (int(serials[0]) < first or int(serials[-1]) >= appended or bool((serials.diff() <= 0).any())):

@@ -11,7 +11,11 @@ from torch import Tensor
 from .checks import QUANTISED_DTYPES
 from .config import Hash3DConfig
 from .freshness import Freshness
+from .host_tier import FrontTable, HostTier
+from .host_tier.front import divide, host_capacity
+from .options import TableOptions
 from .poses import HostCopies
+from .stats import HostTierStats
 from .table import HashTable
 from .tracked import TrackedTable
 
@@ -42,6 +46,7 @@ class TableStore:
         self._copies = copies
         self._followed = followed
         self._limits = config.max_age, config.max_change
+        self._host_budget = config.host_share()
         # A sampler's next step asks for the last feature. Compiled parts may hand out memory that they write to again.
         self._keeps = config.interval is not None and config.compile is False
         self._latent_shape = tuple(latent_shape)
@@ -84,6 +89,20 @@ class TableStore:
         """Bytes of all tables."""
         return sum(table.table.nbytes for table in self._tables.values())
 
+    def host_entries(self, options: TableOptions) -> int | None:
+        """Entries that the tier behind a table of these options holds; None where there is none."""
+        if self._host_budget is None:
+            return None
+        front, _ = divide(options, options.resolve_capacity())
+        return host_capacity(options, front, self._host_budget)
+
+    @property
+    def host_tier(self) -> HostTierStats | None:
+        """What the tiers behind the tables hold and did; None where there are none."""
+        if self._host_budget is None:
+            return None
+        return sum((table.tier.stats for table in self._tables.values() if table.tier), HostTierStats())
+
     @property
     def rejected(self) -> int:
         """Items rejected by any table, also before it was emptied."""
@@ -94,12 +113,24 @@ class TableStore:
         for table in self._tables.values():
             self._empty(table)
 
+    def prefetch(self, condition: Hashable, keys: Tensor) -> None:
+        """Has the tier of the table that was used last under a ``condition`` of the user's own prepare for ``keys``."""
+        for name, table in reversed(self._tables.items()):
+            if table.tier is not None and isinstance(name, tuple) and name[0] == condition:
+                table.tier.prefetch(keys)
+                return
+
     def _build(self) -> TrackedTable:
+        shapes, arguments, tier = (self.feature_shape, self._latent_shape), self._arguments, None
         with torch.inference_mode(False):  # or it could not be written to outside inference mode
-            table = HashTable(self.feature_shape, self._latent_shape, **self._arguments)
+            if self._host_budget is None:
+                table = HashTable(*shapes, **arguments)
+            else:
+                table = FrontTable(*shapes, **arguments)
+                tier = HostTier(table, arguments, self._host_budget)
             gated = any(limit is not None for limit in self._limits)
-            freshness = Freshness(table.capacity, *self._limits) if gated else None
-            return TrackedTable(table, self._arguments, self._copies, self._followed, freshness, self._keeps)
+            freshness = Freshness((tier or table).capacity, *self._limits) if gated else None
+            return TrackedTable(table, arguments, self._copies, self._followed, freshness, self._keeps, tier)
 
     def _empty(self, table: TrackedTable) -> None:
         self._rejected = self._rejected + table.table.count_rejected()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class HashTable:
             raise NotImplementedError(
                 f'device: expected "cpu", got "{self.device}"; this build has no CUDA kernels (nvcc was not found)'
             )
-        self.capacity = self.options.resolve_capacity()
+        self.capacity, self._spare = self._divide(self.options.resolve_capacity())
         self._lock = threading.Lock()
         self._streams: set[int] = set()
         self._handle = operators.register(self)
@@ -109,8 +110,12 @@ class HashTable:
         """Whether this build can keep a table on ``"cpu"`` or ``"cuda"``."""
         return _C.supports(device_type)
 
+    def _divide(self, slots: int) -> tuple[int, int]:
+        """Of all slots the entries' and those behind them, which a host tier has a use for."""
+        return slots, 0
+
     def _allocate(self) -> None:
-        options, slots = self.options, self.capacity
+        options, slots = self.options, self.capacity + self._spare
         grids, buckets = len(options.grids), options.num_buckets
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -141,13 +146,13 @@ class HashTable:
         self._engine = self._make_engine((*self._content, *self._written)) if real else None
         self._on_gpu = self._device_index() >= 0
 
-    def _make_engine(self, memory: Sequence[Tensor]) -> _C.Engine:
-        """An engine on this table's memory, ``_content`` and ``_written``, or on copies of it."""
-        return _C.Engine(self._config(), self._device_index(), *(tensor.data_ptr() for tensor in memory))
+    def _make_engine(self, memory: Sequence[Tensor], **changes: Any) -> _C.Engine:
+        """An engine on this table's memory, ``_content`` and ``_written``, or on others like it."""
+        return _C.Engine(self._config(**changes), self._device_index(), *(tensor.data_ptr() for tensor in memory))
 
-    def _config(self) -> _C.Config:
+    def _config(self, **changes: Any) -> _C.Config:
         options = self.options
-        return _C.Config(
+        values: dict[str, Any] = dict(
             sizes=options.grid_sizes.tolist(),
             queue_length=options.queue_length,
             num_buckets=options.num_buckets,
@@ -163,6 +168,7 @@ class HashTable:
             min_similarity=float("-inf") if options.min_similarity is None else options.min_similarity,
             azimuth_period=options.azimuth_period or 0.0,
         )
+        return _C.Config(**{**values, **changes})
 
     def _device_index(self) -> int:
         return -1 if self.device.type == "cpu" else self.device.index
@@ -182,7 +188,7 @@ class HashTable:
     @property
     def nbytes(self) -> int:
         """Bytes allocated, constant from construction on."""
-        return self.options.fixed_bytes + self.capacity * self.options.slot_bytes
+        return self.options.fixed_bytes + (self.capacity + self._spare) * self.options.slot_bytes
 
     def clear(self) -> None:
         """Makes the table as just constructed: empty, serials from 0, similarities and counters reset."""
@@ -308,7 +314,7 @@ class HashTable:
     def _state_dict(self) -> dict[str, Tensor]:
         """The content as CPU tensors, in the form :mod:`hash3d_cuda.storage` describes."""
         with self._lock:
-            counters, joined = self._counters.cpu(), self._joined
+            counters, joined = self._counters.cpu(), self._joined[: self.capacity]
             following = int(counters[0])
             slots = torch.nonzero(joined > 0).flatten()
             serials = following - 1 - (following - 1 - slots) % self.capacity

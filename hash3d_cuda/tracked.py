@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import storage
 from .checks import fail
 from .freshness import Freshness
+from .host_index import HostIndex
 from .poses import HostCopies
 from .table import HashTable
+
+if TYPE_CHECKING:
+    from .host_tier import HostTier
 
 
 class Kept(NamedTuple):
@@ -29,7 +33,8 @@ class TrackedTable:
     """A :class:`HashTable` whose queries say on the host which items hit.
 
     A CPU table says so itself. A table on a GPU is followed by a :class:`HostIndex`; only with ``min_similarity``,
-    which depends on the features, is the device's answer waited for and counted.
+    which depends on the features, is the device's answer waited for and counted. In front of a :class:`HostTier`,
+    which follows it in any case, the tier is asked.
     """
 
     def __init__(
@@ -40,19 +45,22 @@ class TrackedTable:
         followed: bool = True,
         freshness: Freshness | None = None,
         keeps: bool = False,
+        tier: HostTier | None = None,
     ) -> None:
         """``arguments`` are the keywords ``table`` was built with. With ``followed=False`` the host keeps out of
         it: only ``table`` and ``clear`` are for use. ``freshness`` says which entries may still be served. ``keeps``:
-        the last feature stays as it came, for :meth:`recall`; only where nobody but autograd's users writes to it."""
+        the last feature stays as it came, for :meth:`recall`; only where nobody but autograd's users writes to it.
+        ``tier`` is the one behind ``table``."""
         self.table = table
+        self.tier = tier
         self.freshness = freshness
         same = table.options.feature_dtype is table.options.answer_dtype  # what is stored is what came
         self._keeps = keeps and same and freshness is None and table.device.type == "cpu"
         self._kept: Kept | None = None
         self.appended = 0  # items so far, and so the next serial
         self._copies = copies
-        self._index: HostIndex | None = None
-        if followed and table.device.type != "cpu":
+        self._index: HostIndex | None = None if tier is None else tier.index
+        if tier is None and followed and table.device.type != "cpu":
             if arguments["min_similarity"] is None:
                 self._index = HostIndex(table.capacity, arguments)
             elif copies.strict:
@@ -66,6 +74,8 @@ class TrackedTable:
         is not."""
         if self.freshness is not None:
             keys = self._without_stale(keys, forward, sketch)
+        if self.tier is not None:
+            return self.tier.query(keys, latents, out)
         if self._index is None:
             hit = self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out).hit
             return self._copies.fetch("min_similarity", hit).tolist()
@@ -96,11 +106,14 @@ class TrackedTable:
         self, keys: Tensor, latents: Tensor, features: Tensor, forward: int = 0, sketch: Tensor | None = None
     ) -> None:
         """Stores items. ``keys`` are on the host, like ``sketch``, the rest is not."""
-        serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
+        if self.tier is not None:
+            own: list[int] | None = self.tier.append(keys, latents, features)
+        else:
+            serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
+            own = None if self._index is None else self._index.append(keys, serials)
         self.appended += len(keys)
-        if self._keeps:
+        if self._keeps and self.tier is None:
             self._keep(keys, serials.tolist(), features)
-        own = None if self._index is None else self._index.append(keys, serials)
         if self.freshness is not None:
             told = self._copies.fetch("max_age", serials).tolist() if own is None else own
             self.freshness.note(told, forward, sketch)
@@ -108,7 +121,8 @@ class TrackedTable:
     def _without_stale(self, keys: Tensor, forward: int, sketch: Tensor | None) -> Tensor:
         """``keys`` with NaN, which finds nothing, where the entries may not be served any more."""
         assert self.freshness is not None
-        table = self.table if self.table.device.type == "cpu" else self._index and self._index.table
+        on_host = self.table if self.table.device.type == "cpu" else None
+        table = on_host if self._index is None else self._index.table
         if table is None:  # min_similarity on a GPU: the look-up there is waited for
             found = self._copies.fetch("max_age", self.table.lookup(keys.to(self.table.device)))
         else:
@@ -133,75 +147,23 @@ class TrackedTable:
         return *pose, *(float(np.floor(np.float32(timestep) / np.float32(size))) for size in sizes)
 
     def clear(self) -> None:
-        """Empties the table."""
-        self.table.clear()
+        """Empties the table, and the tier behind it."""
         self._kept = None
         self.appended = 0
+        if self.tier is not None:
+            self.tier.clear()
+            return
+        self.table.clear()
         if self._index is not None:
             self._index.clear()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The content, as :mod:`hash3d_cuda.storage` describes it; with a tier, what both hold together."""
+        return (self.tier or self.table)._state_dict()
 
-class HostIndex:
-    """The keys and chains of a table, without its contents: a CPU table with the same options and features of one
-    number, which takes the same serials.
-
-    It cannot see which entries the device rejects because a number in them is not finite. The serials that an append
-    returns are copied without waiting, and heeded when they have arrived. Until then:
-
-    - A rejected entry counts as a candidate here and not there. If it is the only one, the host announces a hit where
-      the device misses; :class:`TrackedTable` sees to it that the row then reads NaN.
-    - A rejected entry takes a place in the chain here and not there, so an accepted one may have left the chain only
-      here. That item then counts as a miss, which is never wrong.
-
-    Entries that the device accepted are never kept longer here than there.
-    """
-
-    def __init__(self, capacity: int, arguments: dict[str, Any]) -> None:
-        same = {**arguments, "capacity": capacity, "memory_budget": None}
-        self._table = HashTable((1,), (1,), **{**same, "device": "cpu", "feature_dtype": torch.float32})
-        self.clear()
-
-    @property
-    def table(self) -> HashTable:
-        """Keys and chains alone."""
-        return self._table
-
-    def append(self, keys: Tensor, serials: Tensor) -> list[int]:
-        """Follows an append of ``keys`` that returned ``serials`` (on any device); returns its own."""
-        blank = torch.zeros(len(keys), 1)
-        own = self._table.append(keys, blank, blank).tolist()
-        arrived = None
-        if serials.is_cuda:
-            device = serials.device
-            copy = torch.empty(serials.shape, dtype=serials.dtype, pin_memory=True)
-            serials = copy.copy_(serials, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(device))
-        self._coming.append((arrived, own, serials))
-        return own
-
-    def find(self, keys: Tensor) -> list[bool]:
-        """Which of ``keys`` ``[N, 4]`` have a candidate in some grid."""
-        self._receive()
-        found = self._table.lookup(keys).flatten(1).tolist()
-        return [any(serial >= 0 and serial not in self._rejected for serial in line) for line in found]
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over keys and chains from a table's state, such as :mod:`hash3d_cuda.storage` describes it."""
-        blank = torch.zeros(len(tensors["serials"]), 1)
-        told = {name: tensor for name, tensor in tensors.items() if name != "scales"}  # of features, which are not here
-        self._table._load_state_dict({**told, "latents": blank, "features": blank})
-
-    def clear(self) -> None:
-        """Forgets all entries."""
-        self._table.clear()
-        self._rejected: set[int] = set()
-        self._coming: deque[tuple[torch.cuda.Event | None, list[int], Tensor]] = deque()
-
-    def _receive(self) -> None:
-        """Takes in the serials that have arrived, oldest first; entries long overwritten are dropped."""
-        while self._coming and (self._coming[0][0] is None or self._coming[0][0].query()):
-            _, own, serials = self._coming.popleft()
-            pairs = zip(own, serials.tolist(), strict=True)
-            self._rejected.update(mine for mine, theirs in pairs if mine >= 0 and theirs < 0)
-            self._rejected = {serial for serial in self._rejected if serial + self._table.capacity > own[-1]}
+    def load_state_dict(self, path: str, tensors: dict[str, Tensor]) -> None:
+        """The reverse, into an empty table; raises ValueError, naming ``path``, when ``tensors`` are no content."""
+        storage.fill(path, self.tier or self.table, tensors)
+        self.appended = int(tensors["counters"][0])
+        if self._index is not None and self.tier is None:
+            self._index.load(tensors)

@@ -184,7 +184,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<JoinedGraph>(m, "JoinedGraph")
       .def(py::init<int, Address, Address, Address, Address>(), py::arg("device"), py::arg("before"), py::arg("body"),
-           py::arg("after"), py::arg("need"))
+           py::arg("after"), py::arg("need"), no_gil)  // a U-Net's graph takes its time
       .def("launch", &JoinedGraph::launch, no_gil);
 
   m.def("missing_for_joins", &hash3d::missing_for_joins);

@@ -18,9 +18,11 @@ SAME = dict(rtol=1e-4, atol=1e-5)
 class Both:
     """The same U-Net twice, one cache deciding on the host, the other on the device; every call goes to both."""
 
-    def __init__(self, name: str = "sd15", near: dict[str, float] = SAME, **options: Any) -> None:
+    def __init__(
+        self, name: str = "sd15", near: dict[str, float] = SAME, shape: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         self.near = near
-        self.unets = [build_unet(name), build_unet(name)]
+        self.unets = [build_unet(name, **(shape or {})) for _ in range(2)]
         decides = ("host", "device")
         self.caches = [
             apply_hash3d(unet, h3d.Hash3DConfig(**{**OPTIONS, **options}, decide=decide))

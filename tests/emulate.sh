@@ -26,10 +26,11 @@ mend() { cp "$work/sound" "csrc/cuda/$1"; }
 
 say "the table's tests through the kernels"
 configure "$work/plain" -DHASH3D_EMULATE=ON
-build "$work/plain" _C engine_backends engine_conditional
-"$python" -m pytest -q -p no:cacheprovider tests/test_table_*.py tests/test_storage.py
+build "$work/plain" _C engine_backends engine_conditional engine_launches
+"$python" -m pytest -q -p no:cacheprovider -k "$with_engine" tests/test_table_*.py tests/test_storage.py
 "$work/plain/engine_backends" $((10 * rounds)) "$seed"
 "$work/plain/engine_conditional"
+"$work/plain/engine_launches"
 
 say "with AddressSanitizer and UndefinedBehaviorSanitizer"
 configure "$work/asan" -DHASH3D_EMULATE=ON -DHASH3D_SANITIZE=address,undefined
@@ -37,9 +38,10 @@ plant store.cuh "i < end; i += kThreads" "i <= end; i += kThreads"
 build "$work/asan" engine_backends
 must_report heap-buffer-overflow "$work/asan/engine_backends" "$rounds" "$seed"
 mend store.cuh
-build "$work/asan" engine_backends engine_conditional
+build "$work/asan" engine_backends engine_conditional engine_launches
 "$work/asan/engine_backends" "$rounds" "$seed"
 "$work/asan/engine_conditional"
+"$work/asan/engine_launches"
 
 say "with ThreadSanitizer"
 configure "$work/tsan" -DHASH3D_EMULATE=ON -DHASH3D_SANITIZE=thread

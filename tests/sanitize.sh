@@ -35,7 +35,7 @@ _C.use_simd("baseline")
 _C.to_float(1, source.data_ptr() + 1, target.data_ptr(), 8)  # halves at an odd address
 PY
 say "the table's tests"
-python_with_asan -m pytest -q -s -p no:cacheprovider tests/test_table_*.py tests/test_storage.py
+python_with_asan -m pytest -q -s -p no:cacheprovider -k "$with_engine" tests/test_table_*.py tests/test_storage.py
 say "a fuzz run on every instruction set"
 paths=$("$python" -c 'import hash3d_cuda.info as i; print(*i.info()["simd_paths"])' 2>/dev/null ||
   python_with_asan -c 'import hash3d_cuda.info as i; print(*i.info()["simd_paths"])')

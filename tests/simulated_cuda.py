@@ -60,6 +60,7 @@ class GpuTensor(Tensor):
     def __init__(self, inner: Tensor) -> None:
         self.inner = inner
 
+    record_stream = lambda self, stream: None  # noqa: E731
     device = property(lambda self: CUDA)
     is_cuda = property(lambda self: True)
 
@@ -99,6 +100,7 @@ class SimulatedCuda(TorchFunctionMode):
         self.watching = False
         self.copies = {"to device": 0, "to host": 0}
         self._pinned = WeakTensorKeyDictionary()
+        self.registered: set[int] = set()  # addresses of memory that was pinned as it lay
         self._twins: dict[int, h3d.HashTable] = {}
 
     @contextlib.contextmanager
@@ -201,9 +203,12 @@ class SimulatedCuda(TorchFunctionMode):
             return
         host = target if to_host else source
         quick = source.nbytes <= SMALL_COPY and not to_host
-        if not (non_blocking and (quick or (host is not None and host in self._pinned))):
+        if not (non_blocking and (quick or (host is not None and self._is_pinned(host)))):
             self._wait(f"a copy of {source.nbytes} bytes {'to the host' if to_host else 'to the device'}")
         self.copies["to host" if to_host else "to device"] += 1
+
+    def _is_pinned(self, host: Tensor) -> bool:
+        return host in self._pinned or host.untyped_storage().data_ptr() in self.registered
 
     def _index(self, name: str, value: Tensor, indices: Any) -> None:
         for index in indices:
@@ -253,6 +258,17 @@ class Event:
         SimulatedCuda.active._wait("Event.synchronize")
 
 
+class Stream:
+    """A CUDA stream on which everything happens at once."""
+
+    cuda_stream = 0
+
+    def __init__(self, device: Any = None) -> None: ...
+    def wait_event(self, event: Event) -> None: ...
+    def synchronize(self) -> None:
+        SimulatedCuda.active._wait("Stream.synchronize")
+
+
 class Generator(torch.Generator):
     """Any device's generator is the CPU's."""
 
@@ -268,7 +284,13 @@ def simulated_cuda() -> Iterator[SimulatedCuda]:
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "current_stream": lambda device=None: SimpleNamespace(cuda_stream=0),
+        "current_stream": Stream,
+        "Stream": Stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "cudart": lambda: SimpleNamespace(
+            cudaHostRegister=lambda address, size, flags: guard.registered.add(address) or 0,
+            cudaHostUnregister=guard.registered.discard,
+        ),
         "synchronize": lambda device=None: guard._wait("torch.cuda.synchronize"),
         "Event": Event,
     }

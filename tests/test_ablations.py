@@ -34,7 +34,12 @@ CHANGED = {
     "anchored-85-position-3": {*ANCHORED, "position"},
     "anchored-85-position-4": {*ANCHORED, "position"},
     **{f"anchored-{share}-position-4": {*ANCHORED, "position", "reuse"} for share in (70, 93)},
+    "anchored-70-position-3": {*ANCHORED, "position", "reuse"},
+    "anchored-85-int8": {*ANCHORED, "position", "feature_dtype"},
+    "anchored-85-few": {*ANCHORED, "position", "anchors"},
+    "none-middle": {"cache", "t_high", "t_low"},
     "target-0.2": {"target_x"},
+    "quality-0.95": {"target_quality"},
     "similarity-0.99": {"min_similarity"},
     "anchored-85-no-cache": {*ANCHORED, "cache"},
     "anchored-85-4-views": {*ANCHORED, "views_per_step"},
@@ -44,7 +49,7 @@ CHANGED = {
         for n in (2, 4, 7)
     },
 }
-OTHER_VIEWS = [name for name in ABLATIONS if name.startswith(("anchored", "interval", "none-", "target"))]
+OTHER_VIEWS = [name for name in ABLATIONS if name.startswith(("anchored", "interval", "none-", "target", "quality"))]
 
 
 class Recorded:
@@ -296,6 +301,10 @@ def test_settings_of_before_and_of_now_are_read():
     assert GenerateSettings.from_dict(now.as_dict()) == now and now.memory_budget is None
     new = {"capacity", "mode", "match", "aggregation", "queue_length", "num_buckets", "min_similarity"}
     before = {name: value for name, value in GenerateSettings().as_dict().items() if name not in new}
-    assert before["memory_budget"] == 256 * 2**20 and GenerateSettings.from_dict(before) == GenerateSettings()
+    assert GenerateSettings.from_dict(before) == GenerateSettings()
+    written = GenerateSettings.from_dict({**before, "memory_budget": 256 * 2**20})  # as it was before it could be None
+    assert written.differences(GenerateSettings()) == [] and written.room() == GenerateSettings().room()
+    assert written.differences(GenerateSettings(memory_budget="1MiB")) == ["memory_budget"]
+    assert written.differences(GenerateSettings(capacity=7)) == ["memory_budget", "capacity"]
     with pytest.raises(ValueError, match=r"capacity.*memory_budget"):
         GenerateSettings(capacity=7, memory_budget="1MiB")

@@ -153,3 +153,14 @@ def test_the_gpus_benchmarks_work_on_what_they_say(load):
     with pytest.raises(AssertionError, match="did not give back"):
         case.table.append = lambda *items: None
         case.check()
+
+
+def test_a_part_of_the_gpus_benchmarks_that_fails_stops_no_other(load, monkeypatch):
+    gpu = load("gpu")
+    parts = [("one", lambda: [gpu.row("a", 1.0)]), ("two", lambda: 1 / 0), ("three", lambda: [gpu.row("b", 2.0)])]
+    monkeypatch.setattr(gpu, "parts", lambda device: parts)
+    saved = []
+    result = gpu.measure("cpu", lambda so_far: saved.append(len(so_far["rows"])))
+    assert saved == [1, 1, 2] and result["failed"] == ["two: ZeroDivisionError: division by zero"]
+    page = gpu.document(result)
+    assert "| b |" in page and "FAILED two: ZeroDivisionError" in page

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import json
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
+import signal
 from typing import Any
 
 import pytest
@@ -122,32 +121,34 @@ def test_decisions_on_the_device_resume_too(eager_runner):
     assert str(resumed.cache.stats()) == str(whole.cache.stats()) and resumed.cache.served() == whole.cache.served()
 
 
-KILLED = """
-import sys, os, signal, torch
-sys.path.insert(0, sys.argv[1])
-from test_cache_state import Loop, STEPS
-loop = Loop()
-for _ in range(STEPS):
-    made = loop.run(1)
-    print(made[0][0], flush=True)
-    loop.cache.save(sys.argv[2])
-    if loop.step == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
+def run_until_killed(path, decisions):
+    """In a process of its own: saves after every step."""
+    torch.set_num_threads(1)  # the parent's pool of threads is not here
+    loop = Loop()
+    for _ in range(STEPS):
+        made = loop.run(1)
+        with decisions.open("a") as file:
+            print(made[0][0], file=file)
+        loop.cache.save(path)
+        if loop.step == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_process(tmp_path):
-    path = tmp_path / "cache.safetensors"
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == -9, done.stderr
+    """Forked: imports would take longer than the test."""
+    path, decisions = tmp_path / "saved" / "cache.safetensors", tmp_path / "decisions"
+    path.parent.mkdir()
+    process = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(path, decisions))
+    process.start()
+    process.join(240)
+    assert process.exitcode == -signal.SIGKILL
     whole, resumed = Loop().run(STEPS), Loop()
     resumed.step = 9
     resumed.cache.load(path)
     made = resumed.run(STEPS - 9)
     assert_same(made, whole[9:])
-    assert [str(kinds) for kinds, _, _ in whole[:9]] == done.stdout.splitlines()
-    assert os.listdir(tmp_path) == [path.name]
+    assert [str(kinds) for kinds, _, _ in whole[:9]] == decisions.read_text().splitlines()
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_before_the_first_forward():

@@ -46,6 +46,9 @@ def fails(capsys, code, *words, argv):
         (["generate", "cube", "--eta", "nan"], ["eta"]),
         (["generate", "cube", "--position", "0"], ["position"]),
         (["generate", "cube", "--grids", "1,2,3"], ["grids"]),
+        (["generate", "cube", "--decide", "device", "--target-x", "0.5"], ["target_x", "decide"]),
+        (["generate", "cube", "--target-x", "0.5", "--target-quality", "0.9"], ["target_quality", "target_x"]),
+        (["generate", "cube", "--keep"], ["--keep goes with --jobs"]),
         (["generate", "cube", "--memory-budget", "much"], ["memory_budget", "much"]),
         (
             ["generate", "cube", "--memory-budget", "1KiB"],

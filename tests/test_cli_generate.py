@@ -125,6 +125,9 @@ def test_interrupt_and_resume(capsys, tmp_path, monkeypatch):
     assert "--resume" in capsys.readouterr().err and find_checkpoint(part)
     assert main(["generate", "--resume", "--out", str(part), "--eta", "0.3", "--quiet"]) == 1
     assert "eta" in capsys.readouterr().err
+    for option, value in (("--encoder", "light"), ("--prior", "weights"), ("--azimuth", "3")):
+        assert main(["generate", "--resume", "--out", str(part), option, value, "--quiet"]) == 2
+        assert f"was started without {option}, got" in capsys.readouterr().err
     assert main(["generate", "--resume", "--out", str(part), "--quiet"]) == 0, "subject and options are remembered"
     assert views(part) == views(tmp_path / "whole")
     assert find_checkpoint(part) is None

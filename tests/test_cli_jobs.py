@@ -1,4 +1,4 @@
-"""hash3d generate --jobs: from the file to the folders, again after a kill or Ctrl-C, and on Ray's stand-in."""
+"""hash3d generate --jobs: from the file to the folders, and again after a kill or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -123,7 +122,10 @@ def test_a_wrong_line_is_an_error_before_anything_is_made(tmp_path, capsys, job,
     "more, words",
     [
         (["cube"], "subjects are in the file"), (["--resume"], "by itself"), (["--force"], "by itself"),
+        (["--keep", "--overwrite"], "not allowed with"),
         (["--retries=-1"], "--retries"), (["--lease=0"], "--lease"), (["--ray=-1"], "--ray"),
+        (["--ray=1", "--ray-cpus=0"], "--ray-cpus"), (["--ray=1", "--ray-gpus=2"], "--ray-gpus"),
+        (["--ray-gpus=0.5"], "--ray-gpus goes with --ray"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_jobs(tmp_path, capsys, more, words):
@@ -156,10 +158,53 @@ def test_a_settings_files_device_is_the_workers_own(tmp_path, monkeypatch):
     assert seen[0] == "cuda:3"
 
 
-def test_changed_fields_are_an_error(tmp_path, capsys):
-    assert main([*write(tmp_path, {"out": "a", "prompt": "cube", "steps": 1}), "--quiet"]) == 0
-    assert main([*write(tmp_path, {"out": "a", "prompt": "ball", "steps": 1}), "--quiet"]) == 2
-    assert "'a' was begun with other fields" in capsys.readouterr().err
+def test_all_faults_of_a_line_are_told(tmp_path, capsys):
+    bad = {"prompt": "cube", "steps": 0, "eta": 2, "speed": 3, "seed": "x", "position": 4, "jitter": 7}
+    assert main(write(tmp_path, {"out": "a", **bad}, {"out": "b", "image": "no/such.png", "eta": -1})) == 2
+    told = [line.partition("jobs.jsonl:")[2] for line in capsys.readouterr().err.splitlines()]
+    assert [line.split(":")[0] for line in told] == ["1"] * 5 + ["2"] * 2
+    for line, words in zip(
+        told, ("speed: ", "seed: ", "--jitter: ", "steps: ", "eta: ", "eta: ", "no/such"), strict=True
+    ):
+        assert words in line, told
+
+
+def steps_made(tmp_path, *names):
+    return [settings(tmp_path, name)["steps"] for name in names]
+
+
+def test_changed_jobs_are_refused_kept_or_made_anew(tmp_path, capsys):
+    one = [{"out": "a", "prompt": "cube", "steps": 1}, {"out": "b", "prompt": "ball", "steps": 1}]
+    assert main([*write(tmp_path, *one), "--quiet"]) == 0
+    assert main([*write(tmp_path, one[1], {**one[0], "eta": 0.7}), "--quiet", "--device=cpu"]) == 0, "the same in truth"
+    other = [{**one[0], "prompt": "ball"}, {**one[1], "steps": 2}, {"out": "c", "prompt": "cube", "steps": 1}]
+    argv = [*write(tmp_path, *other), "--quiet"]
+    capsys.readouterr()
+    assert main(argv) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "'a' was begun with other fields or options (subject)" in errors[0]
+    assert "'b' was begun with other fields or options (steps)" in errors[1] and "--overwrite" in errors[1]
+    assert not (tmp_path / "made" / "c").exists()
+    assert main([*argv, "--keep"]) == 0
+    assert steps_made(tmp_path, "a", "b", "c") == [1, 1, 1] and set(statuses(tmp_path).values()) == {"done"}
+    assert main([*argv, "--overwrite"]) == 0
+    assert steps_made(tmp_path, "a", "b", "c") == [1, 2, 1]
+    assert json.loads((tmp_path / "made" / "a" / "metrics.json").read_text())["subject"]["label"] == "ball"
+    assert main(argv) == 0, "now these are the jobs"
+    assert main([*argv, "--eta=0.2"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and all("(eta)" in line for line in errors)
+
+
+def test_an_unfinished_job_with_other_options_begins_anew(tmp_path, monkeypatch):
+    argv = [*write(tmp_path, {"out": "a", "prompt": "cube"}), "--quiet"]
+    worker = start(argv, monkeypatch)
+    wait_for(lambda: find_checkpoint(tmp_path / "made" / "a") is not None, worker)
+    worker.kill()
+    worker.join(120)
+    assert main([*argv, "--steps=3"]) == 2
+    assert main([*argv, "--steps=3", "--keep"]) == 0 and steps_made(tmp_path, "a") == [3]
+    assert find_checkpoint(tmp_path / "made" / "a") is None
 
 
 class Slow(TinyPrior):
@@ -229,30 +274,3 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path, monkeypatch,
     assert "2 of 2 jobs are not over; the same command goes on" in capfd.readouterr().err
     assert main([*argv, "--quiet"]) == 0
     assert statuses(tmp_path) == {"a": "done", "b": "done"}
-
-
-def test_on_ray(tmp_path, monkeypatch):
-    """A stand-in that runs tasks at once, with the calls of Ray that are made."""
-    told: list[object] = []
-
-    def remote(**options):
-        told.append(options)
-        return lambda function: SimpleNamespace(remote=function)
-
-    ray = SimpleNamespace(
-        is_initialized=lambda: False, init=lambda **options: told.append(options), shutdown=lambda: told.append("down"),
-        cluster_resources=lambda: {"CPU": 2.0}, remote=remote, get=list,
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    argv = write(tmp_path, {"out": "a", "prompt": "cube"}, {"out": "b", "prompt": "ball"})
-    assert main([*argv, "--ray=0", "--no-cache", "--steps=1", "--quiet"]) == 0
-    assert told == [{"address": None, "log_to_driver": True}, {"max_retries": 3, "num_cpus": 1}, "down"]
-    assert statuses(tmp_path) == {"a": "done", "b": "done"}
-    assert settings(tmp_path, "b")["cache"] is False and settings(tmp_path, "b")["steps"] == 1
-
-
-def test_without_ray(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert main([*write(tmp_path, {"out": "a", "prompt": "cube"}), "--ray=1"]) == 1
-    assert "hash3d-cuda[ray]" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 import torch
 from both_caches import OPTIONS, Both, walk
 from eager_runner import eager_runner  # noqa: F401
-from unet_shapes import build_inputs, build_residuals, build_unet
+from unet_shapes import SHORT, build_inputs, build_residuals, build_unet
 
 import hash3d_cuda as h3d
 from hash3d_cuda.hook import apply_hash3d
@@ -243,7 +243,7 @@ def test_modes_may_change_between_calls(mode):
 
 
 def test_compiled_parts():
-    both = Both(compile={"backend": "eager"})
+    both = Both(compile={"backend": "eager"}, shape=SHORT)
     walk(both, 1, 6)
     both.compare()
 

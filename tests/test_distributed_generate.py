@@ -127,6 +127,22 @@ def test_more_ranks_than_views(tmp_path):
         assert kind == "ValueError" and "views_per_step: expected at least 2, one for each rank, got 1" in message
 
 
+def make_apart(out, how):
+    """Rank 1 makes something else than rank 0, in a way that no later exchange would show."""
+    settings, prior = SMALL, TinyPrior()
+    if dist.get_rank() == 1:
+        settings = replace(SMALL, lr_scale=0.5) if how == "settings" else SMALL
+        prior = TinyPrior(seed=1) if how == "weights" else prior
+    subject = prior.resolve(Image.new("RGBA", (16, 16), (200, 30 + dist.get_rank() * (how == "picture"), 30, 255)))
+    return generate(prior, subject, settings, out, ranks=Ranks(dist.group.WORLD)).interrupted
+
+
+@pytest.mark.parametrize("how, words", [("settings", "lr_scale: "), ("weights", "weights: "), ("picture", "picture: ")])
+def test_ranks_that_make_different_things_are_told_so(tmp_path, how, words):
+    for kind, message in run_ranks(2, make_apart, tmp_path, how):
+        assert kind == "ValueError" and f"ranks: expected the same on ranks 0 to 1, got {words}" in message
+
+
 def test_what_one_may_not_write_nobody_makes(tmp_path):
     (tmp_path / "mesh.glb").write_text("mine")
     first, second = together(2, tmp_path)

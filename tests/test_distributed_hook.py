@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import pytest
@@ -46,32 +47,32 @@ def look(cache):
 
 
 @torch.no_grad()
-def run_views(size=1, rank=0, group=None):
+def run_views(stored, size=1, rank=0, group=None):
     """Kinds and outputs of all forwards, and the table; half-way through, the cache is saved and loaded."""
-    unet, cache = attach(group)
+    unet, cache = attach(group, feature_dtype=stored)
     part = split(VIEWS, size)[rank]
     kinds, outputs = [], []
     for number in range(FORWARDS):
         if number == FORWARDS // 2:
             state = cache.state_dict()
             cache.remove()
-            unet, cache = attach(group)
+            unet, cache = attach(group, feature_dtype=stored)
             cache.load_state_dict(state)
         outputs.append(forward(unet, cache, number, part))
         kinds.append(cache.last.kinds)
     return kinds, torch.cat(outputs, 1), look(cache)
 
 
-def run_rank():
-    return run_views(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
+def run_rank(stored):
+    return run_views(stored, dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_together_decide_as_one(size):
-    kinds, outputs, table = run_views()
+@pytest.mark.parametrize("size, stored", [(3, torch.float16), (2, torch.int8)])
+def test_ranks_together_decide_as_one(size, stored):
+    kinds, outputs, table = run_views(stored)
     assert {kind for line in kinds for kind in line} == {"hit", "miss", "bypass"}
     assert any(len(set(line)) > 1 for line in kinds) and table[2] == 1
-    told = run_ranks(size, run_rank)
+    told = run_ranks(size, run_rank, stored)
     assert [sum((rank[0][number] for rank in told), ()) for number in range(FORWARDS)] == kinds
     assert any(set(rank[0][number]) == {"hit"} for rank in told for number in range(FORWARDS)), "none to append on one"
     torch.testing.assert_close(torch.cat([rank[1] for rank in told]), outputs, equal_nan=True, atol=1e-3, rtol=1e-3)
@@ -136,6 +137,34 @@ def test_ranks_stay_in_step_after_a_plain_forward_of_one():
     assert first[:2] == second[:2] and first[1] == 13
     assert {kind for line in first[0] for kind in line} >= {"hit", "bypass"}
     assert first[2] == second[2] == {torch.float16}, "as much as 8 bits hold of them"
+
+
+@torch.no_grad()
+def run_around_a_plain_forward(size=1, rank=0, group=None):
+    """What becomes of forwards around one, number 3, that every rank takes to the plain U-Net."""
+    unet, cache = attach(group, max_age=20)
+    part, kinds = split(VIEWS, size)[rank], []
+    for number in range(FORWARDS):
+        context = warnings.catch_warnings() if number == 3 else contextlib.nullcontext()
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=number == 3):
+            warnings.simplefilter("ignore") if number == 3 else None
+            forward(unet, cache, number % 3, part)
+        kinds.append(cache.last.kinds or (cache.last.plain,) * len(range(VIEWS)[part]))
+    return kinds, cache._cached.forward, look(cache)
+
+
+def run_rank_around_a_plain_forward():
+    return run_around_a_plain_forward(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
+
+
+def test_a_plain_forward_of_all_ranks_is_one_process_plain_forward():
+    kinds, forwards, table = run_around_a_plain_forward()
+    assert kinds[3] == ("shape",) * VIEWS and forwards == FORWARDS - 1
+    assert {kind for line in kinds[4:] for kind in line} >= {"hit", "bypass"}
+    told = run_ranks(2, run_rank_around_a_plain_forward)
+    assert [sum((rank[0][number] for rank in told), ()) for number in range(FORWARDS)] == kinds
+    for rank in told:
+        assert rank[1] == forwards and torch.equal(rank[2][0], table[0]) and rank[2][1:] == table[1:]
 
 
 @torch.no_grad()

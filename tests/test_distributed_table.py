@@ -174,6 +174,17 @@ def test_sums_are_the_same_on_all_ranks():
     assert run_ranks(2, sum_up) == [([1.5, 3.0], [0.5] * 3, [1, 2], True)] * 2
 
 
+def disagree(same):
+    ranks = Ranks(dist.group.WORLD)
+    ranks.agree({"seed": 3, "eta": 0.5 if same else 0.5 + ranks.rank, **({"mesh": 1} if ranks.rank == 0 else {})})
+
+
+def test_ranks_with_other_options_are_told_so():
+    for kind, message in run_ranks(2, disagree, False):
+        assert kind == "ValueError" and "got eta: 0.5, 1.5; mesh: 1, -; start all with one" in message
+    assert "got mesh: 1, -;" in run_ranks(2, disagree, True)[1][1]
+
+
 def fail_first():
     ranks = Ranks(dist.group.WORLD)
     assert ranks.first(lambda: "made") == ("made" if ranks.writes else None)

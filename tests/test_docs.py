@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +20,17 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:)([^)#\s]+)")
 # Blocks that install are run by .ci/run. The generations that docs show are cut short here; nothing else is changed.
 INSTALLS = "pip install"
-# A few steps, and a small turntable: it takes longer than they do.
+# A few steps, and a small turntable: it takes longer than they do. The imports do too, so processes are forked from one
+# that has them; .ci/run has the README's own command and `hash3d info` start as they are.
 SHORT = """
 hash3d() {
   case "$1" in
-    generate | compare) command hash3d "$@" --steps 2 --turntable-frames 3 --turntable-size 32 ;;
-    *) command hash3d "$@" ;;
+    generate | compare) set -- "$@" --steps 2 --turntable-frames 3 --turntable-size 32 ;;
   esac
+  "$PYTHON" -I -S "$WARM" "$SOCKET" hash3d "$@"
 }
 """
+WARM = ROOT / "tests" / "warm_process.py"
 
 
 def name_of(page: Path) -> str:
@@ -52,6 +56,19 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment in which SHORT finds the process that its commands are forked from."""
+    socket = tmp_path_factory.mktemp("warm") / "socket"
+    with subprocess.Popen([sys.executable, str(WARM), str(socket)], stdin=subprocess.PIPE) as server:
+        while not socket.exists():
+            assert server.poll() is None, "it ended before it was asked anything"
+            time.sleep(0.05)
+        yield {**os.environ, "PYTHON": sys.executable, "WARM": str(WARM), "SOCKET": str(socket)}
+        server.stdin.close()
+    assert server.returncode == 0
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_fence_has_a_known_language(page):
     assert {m[1] for m in FENCE.finditer(page.read_text(encoding="utf-8"))} <= LANGUAGES
@@ -72,16 +89,36 @@ def test_python_blocks_run(page, folder):
 
 
 @pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
-def test_bash_blocks_run(page, folder):
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+def test_bash_blocks_run(page, folder, warm):
     for line, code in blocks(page, "bash"):
         if INSTALLS in code:
             continue
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"{SHORT}\n{code}"],
-            cwd=folder, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            cwd=folder, env=warm, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, f"{page.name}:{line}\n{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_a_warm_command_is_like_one_of_its_own(folder, warm):
+    """Its arguments, folder, environment, output and exit status; and the package is imported for it alone."""
+    command = 'hash3d "$@"; echo "status $?" >&2'
+
+    def run(*words: str, **environment: str) -> tuple[str, str]:
+        done = subprocess.run(
+            ["bash", "-c", f"{SHORT}\n{command}", "bash", *words],
+            cwd=folder, env={**warm, **environment}, capture_output=True, text=True,
+        )  # fmt: skip
+        return done.stdout, done.stderr
+
+    from hash3d_cuda.cli.main import version
+
+    assert run("--version") == (f"hash3d {version()}\n", "status 0\n")
+    (folder / "no picture.png").write_text("text")
+    printed, errors = run("generate", "no picture.png", "--no-cache")
+    assert printed == "" and "no picture.png" in errors and errors.endswith("status 1\n")
+    errors = run("compare", "teddy bear", WORLD_SIZE="2")[1]
+    assert "expected one process, got 2" in errors and errors.endswith("status 2\n")
 
 
 def test_the_shares_in_decide_are_what_the_benchmark_prints(monkeypatch):

@@ -77,6 +77,14 @@ def test_says_everything_that_is_wrong_at_once(tmp_path):
     assert numbers == ["1", "2", "3", "4", "5", "7", "8", "9"]
     assert "not ok" in caught.value.problems[6] and "also that of line 6" in caught.value.problems[5]
     assert all("\n" not in problem for problem in caught.value.problems)
+    path.write_text('{"out": "a"}')
+
+    def twice(job):
+        raise BadJobs(["one", "two"])
+
+    with pytest.raises(BadJobs) as caught:
+        read_jobs(path, twice)
+    assert caught.value.problems == [f"{path}:1: one", f"{path}:1: two"]
     path.write_text("\n# nothing\n")
     with pytest.raises(BadJobs, match="empty file"):
         read_jobs(path)
@@ -133,6 +141,21 @@ def test_a_silent_worker_on_another_machine_loses_its_job(tmp_path, monkeypatch)
             heart.check()
 
 
+def test_a_worker_that_stood_still_looks_before_it_goes_on(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(claims_module.time, "monotonic", lambda: clock.now)
+    ledger = Ledger(tmp_path, lease=600.0)  # so that the heart's thread looks once and then sleeps
+    with ledger.heart(ledger.take(JOBS[0])) as heart:
+        while not (tmp_path / "a" / "1.beat").exists():
+            time.sleep(0.01)
+        heart.check()
+        (tmp_path / "a" / "2.claim").write_text("{}")
+        heart.check()
+        clock.now += 201.0
+        with pytest.raises(ClaimLost):
+            heart.check()
+
+
 def test_own_processes_are_known():
     assert is_alive(own_process())
     assert not is_alive([os.getpid(), "1"]), "the number came again"
@@ -144,6 +167,18 @@ def test_changed_jobs_are_noticed(tmp_path):
     ledger.take(JOBS[0])
     changed = [Job(job.name, job.line, {"prompt": "another"}) for job in JOBS]
     assert ledger.changed(JOBS) == [] and ledger.changed(changed) == changed[:1]
+    assert ledger.status(changed[0]) is Status.RUNNING, "whatever it is, somebody is at it"
+
+
+def test_attempts_at_another_job_of_the_name_do_not_count(tmp_path):
+    ledger, keeping, job = Ledger(tmp_path, retries=0), Ledger(tmp_path, keep=True), Job("a", 1, {}, {"seed": 1})
+    other = Job("a", 1, {}, {"seed": 2, "eta": 0.5})
+    ledger.end(ledger.take(job), "done")
+    assert ledger.differences(other) == ["eta", "seed"] and ledger.differences(job) == []
+    assert keeping.status(other) is Status.DONE and ledger.status(other) is Status.WAITING
+    ledger.end(ledger.take(other), "failed", "no room")
+    assert ledger.status(other) is Status.FAILED and ledger.status(job) is Status.WAITING, "done, and then unmade"
+    assert ledger.take(job).number == 3 and ledger.take(job) is None
 
 
 def run_work(ledger, make, jobs=JOBS, asked=NOBODY):

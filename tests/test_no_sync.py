@@ -6,6 +6,7 @@ those of the same run on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -101,6 +102,32 @@ def test_a_step_never_waits(eta, subject):
         assert served[-1] == {"hits": 0, "misses": 0, "bypasses": 6}
     assert all(isinstance(value, GpuTensor) for value in values)
     assert [float(value.inner) for value in values] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_what_audits_see_is_waited_for_only_when_it_is_late(reached, monkeypatch):
+    """Errors are read four forwards later: a copy that has arrived by then costs nothing, another one is counted."""
+    script = [step for step in SCRIPT for _ in range(3)]
+    settings, found = replace(SETTINGS, target_quality=0.5, audit=0.9, eta=0.5), []
+    for device in ("cpu", "cuda"):
+        with simulated_cuda() if device == "cuda" else contextlib.nullcontext() as gpu:
+            prior = TinyPrior() if gpu is None else GpuPrior()
+            run = start(prior, replace(settings, device=device))
+            run.sampler = Scripted(script, run.sampler)
+            monkeypatch.setattr(Event, "reached", reached)
+            with gpu.watch() if gpu is not None and reached else contextlib.nullcontext():
+                for _ in script:
+                    run.train_step()
+            found.append((run.cache.audits(), run.served, run.cache.stats().host_syncs))
+    (expected, served, _), (audits, on_gpu_served, waits) = found
+    assert len(audits) > 4 and on_gpu_served == served and (waits > 0) != reached
+    assert [audit[:2] + audit[3:] for audit in audits] == [audit[:2] + audit[3:] for audit in expected]
+    assert [audit.error for audit in audits] == pytest.approx([audit.error for audit in expected], rel=1e-3)
+
+
+def test_strict_refuses_audits(gpu):
+    with pytest.raises(ValueError, match=r"^audit: .*strict"):
+        HostCopies(strict=True).send("audit", on_gpu(torch.tensor(1.0)))
 
 
 PLANTED = {

@@ -17,6 +17,7 @@ from hash3d_cuda.cli import main
 from hash3d_cuda.plan import (
     PRESETS,
     RELEASED_INDEXING,
+    RELEASED_ORDER,
     CacheSetting,
     ViewRanges,
     plan,
@@ -31,35 +32,39 @@ from hash3d_cuda.sds.settings import POSE_GRIDS, GenerateSettings
 from hash3d_cuda.sds.settings import PRESETS as SETTINGS
 
 SMALL = ViewRanges((0, 40), (-180, 180), (1.9, 2.1), 400, 500, steps=60, views_per_step=3)
-FIRST = {"timestep_first": True}
-# system, indexing, runs that are pooled, hit rate at eta = .1 of an independent simulation
+# system, indexing, hit rates at eta = .1 of an independent simulation; released indexing or n buckets
 PUBLISHED = [
-    ("dreamfusion", dict(RELEASED_INDEXING), 2, 0.98),
-    ("zero123", dict(RELEASED_INDEXING), 30, 0.79),
-    ("dreamgaussian", dict(RELEASED_INDEXING), 60, 0.63),
-    ("dreamfusion", dict(num_buckets=1000, **FIRST), 2, 0.57),
-    ("dreamfusion", dict(num_buckets=100_000), 2, 0.72),
-    ("zero123", dict(num_buckets=200), 30, 0.39),
-    ("zero123", dict(num_buckets=1000), 30, 0.42),
-    ("zero123", dict(num_buckets=100_000), 30, 0.43),
-    ("dreamgaussian", dict(num_buckets=100_000), 60, 0.26),
+    (system, indexing, rate)
+    for system, rates in {
+        "dreamfusion": (0.98, 0.21, 0.57, 0.72),
+        "zero123": (0.79, 0.39, 0.42, 0.43),
+        "dreamgaussian": (0.63, 0.26, 0.26, 0.26),
+    }.items()
+    for indexing, rate in zip(
+        (RELEASED_INDEXING, *({**RELEASED_ORDER, "num_buckets": n} for n in (200, 1000, 100_000))), rates, strict=True
+    )
 ]
+POOLED = {"dreamfusion": 2, "zero123": 30, "dreamgaussian": 60}
 
 
-def pooled(system: str, runs: int, eta: float = 0.1, **indexing) -> float:
-    """Hits over tries of several seeds."""
-    found = [simulate(PRESETS[system].keys(seed), eta, seed=seed, coverage=False, **indexing) for seed in range(runs)]
-    return sum(run.hits for run in found) / sum(run.hits + run.misses for run in found)
+@pytest.mark.parametrize("system, indexing, expected", PUBLISHED)
+def test_hit_rates_of_the_published_systems(system, indexing, expected):
+    setting = CacheSetting(eta=0.1, memory_budget="unlimited", **indexing)
+    found = plan(PRESETS[system], setting, unet="sd21", runs=POOLED[system]).repeats
+    assert found.hit_rate == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("system, indexing, runs, expected", PUBLISHED)
-def test_hit_rates_of_the_published_systems(system, indexing, runs, expected):
-    assert pooled(system, runs, **indexing) == pytest.approx(expected, abs=0.02)
-
-
-def test_few_buckets_crowd_entries_out():
-    """An independent simulation has .21; ours has .23 with either order of the key."""
-    assert pooled("dreamfusion", 2, num_buckets=200) == pytest.approx(0.21, abs=0.03)
+def test_repeats_are_runs_with_the_next_seeds():
+    setting = CacheSetting(eta=0.5, capacity=100, seed=4)
+    found = plan(SMALL, setting, seed=2, runs=3)
+    singly = [simulate(SMALL.keys(2 + n), 0.5, capacity=100, seed=4 + n) for n in range(3)]
+    assert found.repeats.rates == tuple(run.hit_rate for run in singly) and len(set(found.repeats.rates)) > 1
+    assert found.repeats.hit_rate == sum(run.hits for run in singly) / sum(run.hits + run.misses for run in singly)
+    assert found.as_dict()["repeats"]["runs"] == 3 and plan(SMALL, setting).repeats is None
+    settings = GenerateSettings(steps=30, eta=0.5, seed=1)
+    assert plan(settings, runs=2).repeats.rates[1] == plan(replace(settings, seed=2)).simulation.hit_rate
+    with pytest.raises(ValueError, match="runs"):
+        plan(SMALL.keys(0), setting, runs=2)
 
 
 def test_batches_hit_in_part():
@@ -102,6 +107,17 @@ def test_the_same_hits_as_a_real_run(entries, more):
     assert planned.hits > 5
 
 
+def test_age_and_audits_are_as_in_the_hook():
+    """Twelve steps of one cell, tried each time: the entry serves three steps, then it is made anew."""
+    keys = torch.tensor([[[10.0, 20.0, 2.0, 500.0]]]).expand(12, 1, 4).contiguous()
+    aged = simulate(keys, 1.0, max_age=3)
+    assert aged.grid[:, 0].tolist() == [MISS, 0, 0, 0] * 3 and aged.stored == 3
+    followed = simulate(keys.repeat(50, 1, 1), 1.0, target_x=0.5)
+    assert followed.x == pytest.approx(0.5, abs=0.05)
+    audited = simulate(keys, 1.0, audit=1.0)
+    assert audited.hits == 0 and audited.stored == 12 and audited.misses == 12
+
+
 def test_memory_is_what_the_table_takes():
     setting = CacheSetting(memory_budget="64MiB", position=4)
     memory = plan(SMALL, setting, unet="sd21").memory
@@ -136,8 +152,9 @@ def test_settings_bring_their_own_cache():
     assert found.unet == "shipped" and found.setting.grids == POSE_GRIDS and found.setting.position == 3
     assert found.simulation.grid.shape == (30, 2) and found.memory.allocated <= 32 * 2**20
     assert plan(replace(settings, cache=False)).simulation.x == 0
-    fast = GenerateSettings(**SETTINGS["fast"], steps=30, anchors=9)
-    assert plan(fast).memory.capacity == 9 + fast.views_per_step
+    for steps, anchors, needed in ((300, 9, 9), (30, 100, 9)):  # no more anchors than the run comes to
+        fast = GenerateSettings(**SETTINGS["fast"], steps=steps, anchors=anchors)
+        assert plan(fast).memory.capacity == needed + fast.views_per_step
 
 
 def test_recipes():
@@ -237,12 +254,14 @@ def test_released_indexing_on_the_command_line(capsys):
     setting = json.loads(capsys.readouterr().out)["plans"][0]["setting"]
     assert setting["match"] == "bucket" and setting["num_buckets"] == 200 and setting["azimuth_period"] is None
     assert setting["grids"] == [pytest.approx([20, 0.1, 10, 20])]
+    assert main(["plan", "--steps", "50", "--indexing", "released-order", "--runs", "2"]) == 0
+    assert "hit rate over 2 runs, other seeds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "argv, word",
     [
-        (["pixie"], "pixie"), (["--eta", "2"], "eta"), (["--elevation", "5"], "elevation"),
+        (["pixie"], "pixie"), (["--runs", "0"], "runs"), (["--eta", "2"], "eta"), (["--elevation", "5"], "elevation"),
         (["--unet", "sd9"], "unet: "),
         (["--memory-budget", "1MiB"], "memory-budget"), (["--position", "99"], " position: "), (["--vae", "VQ"], "vae"),
         (["--scale", "paper"], "scale"), (["--recipe", "x", "--steps", "5"], "steps"), (["--grids", "1,2"], "grids"),

@@ -89,7 +89,29 @@ def test_the_verdict_follows_the_figures(change, verdict):
     base = {"x": 0.0, "speed_up": 1.0, "bound_step": 1.0, "unet_speed_up": 1.0, "bound_unet": 1.0,
             "unet_share_of_step": 0.4, "quality": {"psnr": 26.0, "ssim": 0.9}}  # fmt: skip
     ours = {**base, "x": 0.85, "speed_up": 1.3, "quality": {"psnr": 26.0 + change, "ssim": 0.899}}
-    said = frontier.accepted({NAME: {"runs": {"none": base, frontier.OURS: ours}}}, frontier.OURS, 2)
+    said = frontier.accepted({NAME: {"runs": {"none": base, frontier.OURS[2]: ours}}}, frontier.OURS[2], 2)
     assert f"PSNR {change:+.2f} dB (wanted -0.2 or {verdict}" in said
     assert "x = 0.850 (wanted 0.85): met" in said and "as fast (wanted 2.5; bound 1.00" in said
     assert "is 40%" in said or "at 40%" in said
+
+
+def test_what_a_target_of_quality_held_is_told():
+    from hash3d_cuda.reproduce import gates, studies
+
+    run = studies.run_of(gates.QUALITY, gates.TRIED)
+    told = {"mean_error": 0.1, "eta": 0.7, "target_quality": 0.95}
+    found = {"cactus": {"runs": {run: {"x": 0.5, "control": [told]}}}}
+    assert "makes 0.050 over all views (0.050 allowed); eta ended at 0.70" in gates.held(found)
+    for nothing in (None, [{**told, "mean_error": None}]):
+        found["cactus"]["runs"][run]["control"] = nothing
+        assert "no audit found anything" in gates.held(found)
+
+
+def test_eight_bits_are_compared_object_by_object():
+    whole = {"quality": {"psnr": 26.0}, "slots_bytes": 1000}
+    runs = {
+        name: {"runs": {frontier.OURS[3]: whole, "anchored-85-int8": {"quality": {"psnr": psnr}, "slots_bytes": 260}}}
+        for name, psnr in (("a", 25.99), ("b", 26.03))
+    }
+    said = frontier.eight_bits(runs)
+    assert "PSNR +0.010 dB, from -0.010 to +0.030 by object" in said and "0.260 of the bytes" in said

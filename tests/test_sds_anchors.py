@@ -86,7 +86,7 @@ def test_views_follow_from_seed_and_step_and_stay_in_range():
 
 
 def test_annealed_timesteps_are_the_anchors_and_keep_the_schedule():
-    own, schedule = sampler(), sampler(sampler="uniform")
+    own, schedule = sampler(anchors=20), sampler(sampler="uniform")
     times: dict[int, set[int]] = {}
     lags = []
     for step in range(400):

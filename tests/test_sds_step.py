@@ -254,7 +254,7 @@ def test_counts_that_come_late_are_filed(monkeypatch):
         told = {"hits": 0, "misses": 0, "bypasses": 0}
         stats = SimpleNamespace(hits=3, misses=2, bypasses=1)
         cache = SimpleNamespace(served=lambda: told, stats=lambda: stats, tables=[], remove=lambda: None)
-        run.caches, run.cache = [cache], cache
+        run.caches.append(cache)
         run.train_step()
         assert run.served == told
         run.settle()

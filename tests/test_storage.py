@@ -17,7 +17,7 @@ from table_cases import UNIT, append, found, keys, query, small
 
 import hash3d_cuda as h3d
 from hash3d_cuda import storage
-from hash3d_cuda.checks import STORED_DTYPES
+from hash3d_cuda.checks import QUANTISED_DTYPES, STORED_DTYPES
 
 A, B = (0.5, 0.5, 0.5, 0.5), (1.5, 0.5, 0.5, 0.5)
 
@@ -250,6 +250,7 @@ def rewrite(make_table, path, *, dtype=torch.float32, metadata=None, options=Non
 
 
 NAN = float("nan")
+LAST = torch.tensor([2**63 - 1, 1, 2, 1])  # the next append but one would have a negative serial
 
 
 @pytest.mark.parametrize(
@@ -284,6 +285,8 @@ NAN = float("nan")
         ("counters contradict", {"counters": torch.tensor([8, 9, 0, 0])}),
         ("counters contradict", {"counters": torch.tensor([8, 1, 1, 2])}),
         ("counters contradict", {"counters": torch.tensor([-8, -9, 0, 0])}),
+        ("counters contradict", {"counters": LAST, "serials": torch.arange(2**63 - 6, 2**63 - 1)}),
+        ("counters contradict", {"counters": torch.tensor([8, 1, 2**63 - 1, 1])}),
         ("serials are not ascending numbers from 2 to 7", {"serials": torch.tensor([1, 4, 5, 6, 7])}),
         ("serials are not ascending numbers", {"serials": torch.tensor([2, 4, 5, 6, 8])}),
         ("serials are not ascending numbers", {"serials": torch.tensor([2, 4, 6, 5, 7])}),
@@ -310,12 +313,21 @@ def test_inconsistent_files(make_table, tmp_path, why, changes):
         ("scales holds numbers", {"scales": torch.full((5, 1), NAN)}),
         ("scales holds numbers", {"scales": torch.full((5, 1), -1.0)}),
         ("scales holds numbers", {"scales": torch.full((5, 1), 1e30)}),
+        ("scales holds numbers", {"scales": torch.full((5, 1), 147.0)}),  # 448 times that is no float16
         ("features holds numbers", {"features": torch.full((5, 2), NAN).to(torch.float8_e4m3fn)}),
     ],
 )
 def test_inconsistent_features_in_8_bits(make_table, tmp_path, why, changes):
     rewrite(make_table, tmp_path / "table", dtype=torch.float8_e4m3fn, **changes)
     assert_refuses(make_table, tmp_path / "table", why)
+
+
+@pytest.mark.parametrize("dtype", QUANTISED_DTYPES, ids=str)
+def test_the_largest_numbers_come_back_in_8_bits(make_table, tmp_path, dtype):
+    table = small(make_table, feature_dtype=dtype)
+    append(table, A, features=[(65504.0, -65504.0)])
+    table.save(tmp_path / "table")
+    assert query(load_like(table, tmp_path / "table"), A).features.tolist() == [[65504.0, -65504.0]]
 
 
 def test_rewriting_alone_does_no_harm(make_table, tmp_path):

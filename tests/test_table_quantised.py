@@ -12,7 +12,7 @@ from table_pair import Pair
 import hash3d_cuda as h3d
 from hash3d_cuda import _C
 from hash3d_cuda.checks import STORED_DTYPES
-from hash3d_cuda.tracked import HostIndex
+from hash3d_cuda.host_index import HostIndex
 
 INT8, FLOAT8 = torch.int8, torch.float8_e4m3fn
 TOPS = {INT8: 127.0, FLOAT8: 448.0}

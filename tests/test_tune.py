@@ -13,7 +13,7 @@ from tune_cases import BASE, COSTS, WIDE, context, tiny_prior
 
 from hash3d_cuda.sds.metrics import cache_metrics, image_quality, known_truth
 from hash3d_cuda.sds.run import SdsRun
-from hash3d_cuda.sds.settings import GenerateSettings
+from hash3d_cuda.sds.settings import DEFAULT_BUDGET, GenerateSettings
 from hash3d_cuda.tune import make_space
 from hash3d_cuda.tune.measure import Measure, make_measure
 from hash3d_cuda.tune.race import evaluation_views, perceptual, race
@@ -66,6 +66,9 @@ ANCHORED = {"sampler": "anchored", "eta": 1.0, "grids": "anchor", "memory_budget
         {"eta": 0.7, "grids": WIDE},
         {"eta": 1.0, "grids": "30,60,1,300", "capacity": 6},
         {**ANCHORED, "anchors": 3, "reuse": 0.6},
+        {"eta": 1.0, "grids": WIDE, "max_age": 1},
+        {"eta": 0.1, "grids": WIDE, "target_x": 0.9},
+        {"eta": 1.0, "grids": WIDE, "audit": 0.4},
     ],
 )
 def test_the_predicted_share_is_that_of_the_run(changes):
@@ -83,6 +86,24 @@ def test_what_draws_the_views_is_not_mistaken_for_the_same():
     shares = [{**ANCHORED, "reuse": reuse} for reuse in (0.3, 0.8)]
     few, many = predict(tiny_prior(), [BASE.as_dict()], 0, COSTS, shares)
     assert few.x < many.x
+    told = {"eta": 0.9, "grids": WIDE}
+    plain, aged, followed, held, audited = predict(
+        tiny_prior(), [BASE.as_dict()], 0, COSTS,
+        [told, {**told, "max_age": 1}, {**told, "target_x": 0.1}, {**told, "eta": 0.0, "target_quality": 0.9},
+         {**told, "audit": 0.9}],
+    )  # fmt: skip
+    assert aged.x < plain.x and followed.x < plain.x and audited.x < plain.x < held.x + 0.2
+
+
+def test_memory_that_was_not_given_is_that_of_the_sampler_in_the_run_and_in_the_settings_file():
+    """What is varied over settings without a budget must be the table that ``--settings`` gives a run."""
+    base = replace(BASE, memory_budget=None)
+    for changes in ({"sampler": "anchored"}, {"sampler": "uniform"}, {"sampler": "anchored", "capacity": 9}):
+        varied = replace(base, **as_settings({**ANCHORED, **changes}))
+        written = {name: value for name, value in {**ANCHORED, **changes}.items() if value is not None}
+        assert varied.room() == GenerateSettings(**as_settings(written)).room()
+    back = replace(replace(base, sampler="anchored"), sampler="uniform")
+    assert back.room() == base.room() == {"capacity": None, "memory_budget": DEFAULT_BUDGET}
 
 
 def test_stages_count_by_their_views_and_memory_that_holds_nothing_is_left_out():

@@ -27,6 +27,13 @@ SMALL: dict[str, Any] = {
     "up_block_types": (PLAIN_UP, CROSS_UP),
     "layers_per_block": 1,
 }
+# Every kind of block of theirs, with and without its sampler, and few of each: for what takes its time per block.
+SHORT: dict[str, Any] = {
+    "block_out_channels": (8, 16, 16),
+    "down_block_types": (CROSS_DOWN, CROSS_DOWN, PLAIN_DOWN),
+    "up_block_types": (PLAIN_UP, CROSS_UP, CROSS_UP),
+    "layers_per_block": 1,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd15": {**_SD, "attention_head_dim": 2},
     "sd21": {

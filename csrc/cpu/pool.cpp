@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -32,8 +33,11 @@ class Pool {
   void run(Job& job, int helpers) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(workers_.size()) < helpers) workers_.emplace_back([this] { work(); });
-      job.helpers = helpers;
+      try {
+        while (static_cast<int>(workers_.size()) < helpers) workers_.emplace_back([this] { work(); });
+      } catch (const std::system_error&) {  // the system has no more of them to give: as many as there are will do
+      }
+      job.helpers = std::min(helpers, static_cast<int>(workers_.size()));
       job_ = &job;
     }
     wake_.notify_all();

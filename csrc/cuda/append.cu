@@ -17,15 +17,10 @@
 namespace hash3d::cuda {
 namespace {
 
-constexpr int64_t kSpan = 4096;             // numbers of a feature that one block of `store` takes
-constexpr int64_t kMostBlocks = 1024;       // then the blocks take more
-constexpr int64_t kMostPartials = 1 << 20;  // numbers of scratch memory for the blocks' sums
-
 Plan take(Scratch& scratch, const Config& config) {
   const int64_t most = static_cast<int64_t>(config.grids) * config.queue_length;
   Plan plan{};
-  plan.blocks = std::clamp<int64_t>(ceil_div(config.feature_size, kSpan), 1,
-                                    std::clamp<int64_t>(kMostPartials / (1 + most), 1, kMostBlocks));
+  plan.blocks = blocks_of_store(config);
   plan.found = scratch.take<int64_t>(most);
   plan.places = scratch.take<int32_t>(most);
   plan.counts = scratch.take<int32_t>(config.grids);
@@ -101,7 +96,7 @@ __global__ void __launch_bounds__(kWarp) begin(const Table table, const float* k
   find_candidates(table, load_key(keys, 0), table.counters[kNextSerial] + 1, plan);
 }
 
-// The sum of the blocks' parts, for the first lane of the warp.
+// The sum of the blocks' parts, for the first lane of the warp. restore (reset.cu) repeats its order.
 __device__ double total(const float* partials, int64_t blocks) {
   double sum = 0.0;
   for (int64_t i = threadIdx.x % kWarp; i < blocks; i += kWarp) sum += partials[i];

@@ -18,22 +18,42 @@ constexpr int kBlocksPerSm = 1;  // at least: ptxas, left to itself, sometimes t
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// What can be done where it is the build that does not fit the machine.
+inline std::string remedy(cudaError_t status) {
+  if (status == cudaErrorInsufficientDriver) {
+    return "; this build of hash3d_cuda needs a driver for CUDA " + std::to_string(CUDART_VERSION / 1000) +
+           ": install one, or build with an older nvcc";
+  }
+  if (status == cudaErrorNoKernelImageForDevice) {
+    return "; this build of hash3d_cuda has code for compute capabilities " HASH3D_CUDA_ARCHITECTURES
+           " (in tenths): build it with CUDAARCHS set to this GPU's";
+  }
+  return "";
+}
+
 inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + remedy(status));
 }
 
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+    if (device == before_) return;
+    check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = true;
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  // Not without need: to set a device makes a context on it, which takes memory there.
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 // Queues a kernel on the call's stream. What it reports is a launch that could not be made; the kernel runs later.

@@ -5,6 +5,7 @@
 #include "join.cuh"
 #include "numbers.cuh"
 #include "reduce.cuh"
+#include "store_scaled.cuh"
 
 namespace hash3d::cuda {
 namespace {
@@ -21,24 +22,64 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) blank(const Table tabl
   if (first < kCounters) table.counters[first] = 0;
 }
 
-// Norms and cells of entries whose keys and features are in their slots; a block each. Number by number, whatever the
-// type: a file is read from a disk.
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    measure(const Table table, const int64_t* serials, int64_t count) {
+template <typename Piece>
+__device__ __forceinline__ void add_squares(const Table& table, int64_t piece, float scale, float& sum) {
+  const DType type = table.config.feature_dtype;
+  float numbers[Piece::kNumbers];
+  Piece::unpack(type, Piece::load(type, table.features, piece), numbers);
+#pragma unroll
+  for (int k = 0; k < Piece::kNumbers; ++k) {
+    if (Piece::is_scaled(type)) numbers[k] *= scale;
+    sum += numbers[k] * numbers[k];
+  }
+}
+
+// What the thread adds to the squared norm in block `block` of `store`, or of `store_scaled`: the same numbers in the
+// same order, so that an entry which was read from a file has the norm it had, to the last bit.
+template <typename Piece>
+__device__ __forceinline__ float part_of_squares(const Table& table, int64_t slot, int64_t block, int64_t blocks,
+                                                 int warps) {
   const Config& config = table.config;
-  const DType type = config.feature_dtype;
+  const int64_t pieces = config.feature_size / Piece::kNumbers;
+  float sum = 0.0f;
+  if (!Piece::is_scaled(config.feature_dtype)) {
+    const int64_t share = (pieces + blocks - 1) / blocks, begin = share * block;
+    const int64_t end = begin + share < pieces ? begin + share : pieces;
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+      add_squares<Piece>(table, slot * pieces + i, 1.0f, sum);
+    }
+    return sum;
+  }
+  const int members = warps * kWarp, team = threadIdx.x / members, member = threadIdx.x % members;
+  const int64_t teams = kThreads / members, channels = config.feature_size / config.channel_size;
+  const int64_t each = config.channel_size / Piece::kNumbers;
+  for (int64_t channel = block * teams + team; channel < channels; channel += blocks * teams) {
+    const float scale = table.scales[slot * channels + channel];
+    for (int64_t i = channel * each + member; i < (channel + 1) * each; i += members) {
+      add_squares<Piece>(table, slot * pieces + i, scale, sum);
+    }
+  }
+  return sum;
+}
+
+// Norms and cells of entries whose keys and features are in their slots; a block each, which does the work of all of
+// `store`'s in turn.
+template <typename Piece>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    measure(const Table table, const int64_t* serials, int64_t count, int64_t blocks, int warps) {
+  const Config& config = table.config;
   for (int64_t row = blockIdx.x; row < count; row += gridDim.x) {
     const int64_t slot = slot_of(config, serials[row]);
-    float squares[1] = {0.0f};
-    for (int64_t i = threadIdx.x; i < config.feature_size; i += kThreads) {
-      const int64_t place = slot * config.feature_size + i;
-      float number[1];
-      Narrow::unpack(type, Narrow::load(type, table.features, place), number);
-      if (is_quantised(type)) number[0] *= table.scales[place / config.channel_size];
-      squares[0] += number[0] * number[0];
+    double mine = 0.0;
+    for (int64_t block = 0; block < blocks; ++block) {
+      float squares[1] = {part_of_squares<Piece>(table, slot, block, blocks, warps)};
+      block_reduce(squares, Add{});
+      if (threadIdx.x == block % kWarp) mine += squares[0];
     }
-    block_reduce(squares, Add{});
-    if (threadIdx.x == 0) table.norms[slot] = sqrtf(squares[0]);
+    if (threadIdx.x < kWarp) {
+      const double squares = warp_reduce(mine, Add{});
+      if (threadIdx.x == 0) table.norms[slot] = sqrtf(static_cast<float>(squares));
+    }
     const int grid = threadIdx.x;
     if (grid < config.grids) {
       const Key key = reduced(load_key(table.keys, slot), config.azimuth_period);
@@ -81,8 +122,12 @@ void restore(const Table& table, const int64_t* serials, const uint8_t* member, 
   const DeviceGuard guard(context.device);
   launch("restore", context, dim3(1), 1, start, overflow);
   if (count == 0) return;
-  launch("restore: norms", context, dim3(static_cast<unsigned>(std::min<int64_t>(count, 65536))), kThreads, measure,
-         table, serials, count);
+  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(count, 65536)));
+  with_piece(table.config.feature_dtype, is_wide(table, table.config.feature_size, nullptr), [&](auto piece) {
+    using Kind = decltype(piece);
+    launch("restore: norms", context, blocks, kThreads, measure<Kind>, table, serials, count,
+           blocks_of_store(table.config), team_size(table.config, Kind::kNumbers));
+  });
   launch("restore: chains", context, dim3(1), kWarp, rejoin, table, serials, member, count, overflow);
 }
 

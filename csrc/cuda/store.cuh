@@ -10,6 +10,16 @@ namespace hash3d::cuda {
 
 constexpr int kTogether = 4;  // candidates whose dot products are summed in one pass over the new feature
 
+constexpr int64_t kSpan = 4096;             // numbers of a feature that one block of `store` takes
+constexpr int64_t kMostBlocks = 1024;       // then the blocks take more
+constexpr int64_t kMostPartials = 1 << 20;  // numbers of scratch memory for the blocks' sums
+
+inline int64_t blocks_of_store(const Config& config) {
+  const int64_t most = static_cast<int64_t>(config.grids) * config.queue_length;
+  return std::clamp<int64_t>(ceil_div(config.feature_size, kSpan), 1,
+                             std::clamp<int64_t>(kMostPartials / (1 + most), 1, kMostBlocks));
+}
+
 // One item's way through the kernels, all in scratch memory. C <= M Q candidates, each once.
 struct Plan {
   int64_t blocks;     // of `store`

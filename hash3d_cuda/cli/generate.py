@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hash3d_cuda.cli.main import UsageError
+from hash3d_cuda.cli.on_ray import add_ray_options
 from hash3d_cuda.cli.options import (
     add_run_options,
     check_subject,
@@ -20,6 +21,7 @@ from hash3d_cuda.cli.options import (
     to_folder,
 )
 from hash3d_cuda.cli.progress import Bar
+from hash3d_cuda.cli.resume import REQUEST, recall
 from hash3d_cuda.torchrun import own_device, own_rank, restarted, world_size
 
 EPILOG = """The subject is a picture when a file of that name exists or it looks like a path, else a name
@@ -40,11 +42,10 @@ some steps.
 
 With --jobs, --out (default hash3d-FILE) gets one folder per line of FILE. A line holds "image" or "prompt", "out" (the
 folder's name), and any options by their names; those given on the command line are for every job. The same command
-again goes on: what is done is left alone. Started several times, on one machine or many that see --out, or by torchrun
+again goes on: what is done is left alone. Jobs that were begun with other fields or options are refused, unless --keep
+or --overwrite says what becomes of them. Started several times, on one machine or many that see --out, or by torchrun
 or --ray, the processes share the jobs. Without --jobs, torchrun's processes share every step's views of one object.
 """
-
-REQUEST = ("subject", "prior", "encoder", "elevation", "azimuth", "second_prior", "prompt")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +85,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--lease", type=float, default=60.0, metavar="SECONDS",
         help="silence after which a worker on another machine counts as dead (default 60)",
     )  # fmt: skip
-    many.add_argument("--ray", type=int, metavar="N", help="N workers on a Ray cluster (0: as many as it has room for)")
+    changed = many.add_mutually_exclusive_group()
+    changed.add_argument(
+        "--keep", action="store_true", help="leave jobs that are done with other options; begin others of these anew"
+    )
+    changed.add_argument("--overwrite", action="store_true", help="make jobs anew that were begun with other options")
+    add_ray_options(many)
     many.add_argument(
         "--rank-timeout", type=float, default=300.0, metavar="SECONDS",
         help="how long the ranks of one object wait for each other (default 300)",
@@ -97,6 +103,9 @@ def run(options: argparse.Namespace) -> int:
         from hash3d_cuda.cli.jobs import run_jobs
 
         return run_jobs(options)
+    for name in ("keep", "overwrite"):
+        if getattr(options, name):
+            raise UsageError(f"--{name} goes with --jobs; leave it away")
     if options.subject is None and not options.resume:
         raise UsageError("generate: give an IMAGE or a NAME (see hash3d info --objects)")
     if options.subject is not None:
@@ -116,6 +125,8 @@ def run(options: argparse.Namespace) -> int:
 
     with joined(values.get("device", "cpu"), options.rank_timeout) as ranks:
         options.quiet = options.quiet or own_rank() > 0
+        if ranks is not None:  # the rest is compared when it is known
+            ranks.agree({name: getattr(options, name) for name in ("resume", "force", "recipe", "recipe_scale")})
         return conclude(make(options, values, Making(ranks=ranks, skip_finished=again)), options)
 
 
@@ -129,6 +140,7 @@ class Making:
         progress: called after every step, in the place of a bar.
         load: takes the place of ``load_prior``.
         skip_finished: what is complete in the folder, with the same settings, is not made again.
+        job: digest of the job that it is, or None.
     """
 
     ranks: Any = None
@@ -136,12 +148,17 @@ class Making:
     progress: Any = None
     load: Any = None
     skip_finished: bool = False
+    job: str | None = None
+
+    def note(self, options: argparse.Namespace) -> dict[str, Any]:
+        """What a checkpoint keeps beside the settings."""
+        return {**{name: getattr(options, name) for name in REQUEST}, **({"job": self.job} if self.job else {})}
 
     def finished(self, options: argparse.Namespace, settings: Any, recipe: str | None = None) -> Any:
         """The result that is there already, without its scene and pictures, or None."""
         from hash3d_cuda.sds.finished import finished_metrics
 
-        metrics = finished_metrics(options.out, settings, recipe) if self.skip_finished else None
+        metrics = finished_metrics(options.out, settings, recipe, self.job) if self.skip_finished else None
         if metrics is None:
             return None
         import torch
@@ -163,7 +180,7 @@ def make(options: argparse.Namespace, values: dict[str, Any], making: Making) ->
     from hash3d_cuda.sds.loop import generate
 
     prior, subject = load_subject(options, settings.device, making.load)
-    note = {name: getattr(options, name) for name in REQUEST}
+    note = making.note(options)
     with run_into(options.out), Bar(subject.label, options.quiet, settings.cache) as bar:
         return generate(
             prior, subject, settings, options.out, progress=making.progress or bar, resume=options.resume,
@@ -198,31 +215,6 @@ def refuse_without_recipe(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} goes with --recipe; give one, or leave it away")
 
 
-def recall(options: argparse.Namespace) -> dict[str, Any]:
-    """The unfinished run's settings, of a recipe those that were given over the recipe's own; what it was asked for
-    goes into ``options`` where nothing was given."""
-    from hash3d_cuda.sds.checkpoint import read_about
-    from hash3d_cuda.sds.finished import find_unfinished
-
-    path = find_unfinished(options.out)
-    if path is None:
-        raise ValueError(f"resume: no unfinished run in {str(options.out)!r}; leave --resume away to start one")
-    about = read_about(path)
-    recipe = about["note"].get("recipe")
-    if recipe is None and options.recipe is not None:
-        raise UsageError(f"--resume: the run in {str(options.out)!r} was started without --recipe; leave it away")
-    if recipe is not None and options.recipe not in (None, recipe["name"]):
-        raise UsageError(f"--resume: the run in {str(options.out)!r} was started with --recipe {recipe['name']}")
-    for name in REQUEST:
-        if getattr(options, name) is None:
-            setattr(options, name, about["note"].get(name))
-    if recipe is None:
-        return about["settings"]
-    options.recipe = recipe["name"]
-    options.recipe_scale = options.recipe_scale or recipe["scale"]
-    return recipe["overrides"]
-
-
 def summary(metrics: dict[str, Any], out: Path) -> str:
     """What a finished run did, in a few lines."""
     from hash3d_cuda.sds.html import NAMES, duration
@@ -235,6 +227,10 @@ def summary(metrics: dict[str, Any], out: Path) -> str:
             f"cache: {cache['hits']} hits, {cache['misses']} misses, {cache['bypasses']} bypasses; hit rate "
             f"{cache['hit_rate']:.1%}, x = {cache['x']:.1%} of all views"
         )
+    for moved in metrics.get("control") or ():
+        audited = f"; {moved['audited']} views audited" if moved["audit"] else ""
+        error = "" if moved["mean_error"] is None else f", mean relative error {moved['mean_error']:.1%}"
+        lines.append(f"eta: {moved['eta']:.2f} at the end{audited}{error}")
     if (estimate := time["without_cache"]) is not None:
         lines.append(
             f"step: about {estimate['speed_up']:.2f}x as fast as without the cache, by this run's own full passes; "

@@ -1,42 +1,22 @@
-"""``hash3d generate --jobs``: lines of a file as command lines, and this process as one of the workers."""
+"""``hash3d generate --jobs``: this process as one of the workers on the jobs of a file."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import sys
 from pathlib import Path
 from typing import Any
 
-from hash3d_cuda.cli.generate import Making, make, plan_run
+from hash3d_cuda.cli.generate import Making, make
+from hash3d_cuda.cli.job_lines import check_line, job_options
 from hash3d_cuda.cli.main import UsageError, build_parser, one_line
-from hash3d_cuda.cli.options import (
-    budget_in_options,
-    check_subject,
-    default_folder,
-    given_settings,
-    looks_like_path,
-    open_subject,
-)
-from hash3d_cuda.cli.recipe import is_own, plan_recipe
+from hash3d_cuda.cli.on_ray import Elsewhere, check_ray_options, work_on_ray
+from hash3d_cuda.cli.options import default_folder, given_settings
 from hash3d_cuda.torchrun import own_device, own_rank, world_size
 
 STATE = ".hash3d-jobs"  # in --out: who works on what
 PRIORS = 2  # kept loaded by a worker
-NOT_FOR_JOBS = (
-    "command",
-    "debug",
-    "jobs",
-    "out",
-    "resume",
-    "force",
-    "quiet",
-    "retries",
-    "lease",
-    "ray",
-    "rank_timeout",
-)
 
 
 def run_jobs(options: argparse.Namespace) -> int:
@@ -46,23 +26,36 @@ def run_jobs(options: argparse.Namespace) -> int:
     check_options(options)
     parser = build_parser("generate").command("generate")
     load = functools.lru_cache(PRIORS)(load_prior)
+    elsewhere = None if options.ray is None else Elsewhere()
+
+    def check(job: Any) -> dict[str, Any]:
+        return check_line(parser, options, job, load, None if elsewhere is None else elsewhere.see)
+
     try:
-        jobs = read_jobs(options.jobs, lambda job: check_job(job_options(parser, options, job), load))
-        ledger = Ledger(options.out / STATE, options.retries, options.lease)
-        if changed := ledger.changed(jobs):
-            remedy = "was begun with other fields; give it another out, or remove its folder and its state"
-            raise BadJobs([f"{options.jobs}:{job.line}: out: {job.name!r} {remedy}" for job in changed])
+        jobs = read_jobs(options.jobs, check)
+        ledger = Ledger(options.out / STATE, options.retries, options.lease, options.keep)
+        if (changed := ledger.changed(jobs)) and not (options.keep or options.overwrite):
+            raise BadJobs([f"{options.jobs}:{job.line}: {begun_otherwise(job, ledger)}" for job in changed])
     except BadJobs as error:
         for problem in error.problems:
             print(f"hash3d: error: {problem}", file=sys.stderr)
         return 2
-    if options.ray is not None:
-        from hash3d_cuda.jobs.ray_workers import run_on_ray
-
-        run_on_ray(worker_arguments(options), options.ray, options.device)
+    if elsewhere is not None:
+        fine = work_on_ray(options, jobs, ledger, elsewhere.cuda)
     else:
+        fine = True
         work_here(parser, options, jobs, ledger, load)
-    return conclude_jobs(options, jobs, ledger)
+    return conclude_jobs(options, jobs, ledger) or int(not fine)
+
+
+def begun_otherwise(job: Any, ledger: Any) -> str:
+    """What is wrong with a job that is not the one that was begun under its name."""
+    names = ledger.differences(job)
+    what = f" ({', '.join(names)})" if names else ""
+    return (
+        f"out: {job.name!r} was begun with other fields or options{what}; give the same, or another out; --overwrite "
+        "makes it anew, --keep leaves it if it is done"
+    )
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -76,66 +69,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--jobs goes on with what is unfinished by itself; leave --resume and --force away")
     usage(check_int, "--retries", options.retries, 0)
     usage(check_positive, "--lease", options.lease)
-    if options.ray is not None:
-        usage(check_int, "--ray", options.ray, 0)
+    check_ray_options(options)
     options.out = options.out or default_folder(options.jobs.stem)
-
-
-def job_options(parser: argparse.ArgumentParser, common: argparse.Namespace, job: Any) -> argparse.Namespace:
-    """A job as the options of a command line of its own, those of the common one beneath; raises ValueError."""
-    values = dict(job.values)
-    asked = [name for name in ("image", "prompt", "subject") if values.get(name) is not None]
-    if not asked or (len(asked) > 1 and asked != ["image", "prompt"]):  # a recipe may ask for both
-        raise ValueError(
-            f'expected "image" or "prompt", got {", ".join(asked) or "neither"}; give the one it starts from'
-        )
-    subject = values.pop(asked[0])
-    if not isinstance(subject, str):
-        raise ValueError(f"{asked[0]}: expected a string, got {subject!r}")
-    if asked[0] == "image" and not looks_like_path(subject):
-        raise ValueError(f"image: no file {subject!r}")
-    options = copy.copy(common)
-    words = [word for name, value in values.items() for word in option_words(parser, options, name, value)]
-    try:
-        parser.parse_args([*words, "--", subject], options)
-    except UsageError as error:
-        raise ValueError(str(error).replace(f" (see {parser.prog} --help)", "")) from None
-    options.out, options.quiet, options.subject = common.out / job.name, True, subject
-    options.device = own_device(options.device) if options.device else None
-    return options
-
-
-def option_words(parser: argparse.ArgumentParser, options: argparse.Namespace, name: str, value: Any) -> list[str]:
-    """A field of a job as words of a command line; raises ValueError for one that no option is called."""
-    name = name.replace("-", "_")
-    actions = [action for action in parser._actions if action.dest == name and action.option_strings]
-    if not actions or name in NOT_FOR_JOBS or name == "help":
-        raise ValueError(f"{name}: expected an option of hash3d generate, got this name; see hash3d generate --help")
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        if any(action.nargs != 0 for action in actions):
-            raise ValueError(f"{name}: expected a number or a string, got {value}")
-        return [action.option_strings[-1] for action in actions if action.const is value]
-    if isinstance(value, list) and all(isinstance(part, list) for part in value):  # grids
-        value = ";".join(",".join(map(str, part)) for part in value)
-    if not isinstance(value, (str, int, float)) or any(action.nargs == 0 for action in actions):
-        raise ValueError(f"{name}: expected what --{name.replace('_', '-')} takes, got {value!r}")
-    return [f"{actions[0].option_strings[-1]}={value}"]
-
-
-def check_job(options: argparse.Namespace, load: Any) -> None:
-    """Raises ValueError for whatever can be known to be wrong before a step is run."""
-    try:
-        check_subject(options.subject)
-        open_subject(options)
-        given = given_settings(options)
-        with budget_in_options():
-            plan_recipe(options, given) if options.recipe is not None else plan_run(options, given)
-    except (UsageError, OSError) as error:
-        raise ValueError(one_line(error)) from None
-    if not looks_like_path(options.subject) and is_own(options.prior):
-        load(options.prior, device=options.device or "cpu", encoder=options.encoder).resolve(options.subject)
 
 
 def load_prior(source: Any, device: str, encoder: Any = None) -> Any:
@@ -148,13 +83,13 @@ def load_prior(source: Any, device: str, encoder: Any = None) -> Any:
 def work_here(parser: Any, options: argparse.Namespace, jobs: list[Any], ledger: Any, load: Any) -> None:
     """This process as a worker."""
     from hash3d_cuda.jobs import work
-    from hash3d_cuda.sds.finished import find_unfinished
     from hash3d_cuda.sds.interrupt import Interrupt
 
     def make_one(claim: Any, check: Any) -> Any:
-        own = job_options(parser, options, claim.job)
-        own.resume = find_unfinished(own.out) is not None
-        making = Making(interrupt=interrupt, progress=check, load=load, skip_finished=claim.number > 1)
+        own, _ = job_options(parser, options, claim.job)
+        own.resume = has_unfinished(own.out, claim.job.digest)
+        again, job = claim.number > 1, claim.job.digest
+        making = Making(interrupt=interrupt, progress=check, load=load, skip_finished=again, job=job)
         given = given_settings(own)
         if "device" in given:  # of a --settings file too
             given["device"] = own_device(given["device"])
@@ -167,6 +102,21 @@ def work_here(parser: Any, options: argparse.Namespace, jobs: list[Any], ledger:
     with Interrupt() as interrupt:
         first = len(jobs) * own_rank() // world_size()
         work(jobs, ledger, make_one, interrupt, say, is_final, one_line, first)
+
+
+def has_unfinished(out: Path, digest: str) -> bool:
+    """Whether a job's folder holds a run to go on with. What another job of that name left there is removed."""
+    from hash3d_cuda.sds.checkpoint import read_about, remove_checkpoint
+    from hash3d_cuda.sds.finished import find_unfinished
+
+    path = find_unfinished(out)
+    if path is None:
+        return False
+    if read_about(path)["note"].get("job", digest) == digest:
+        return True
+    for folder in (out, out / "stage-1"):
+        remove_checkpoint(folder)
+    return False
 
 
 def is_final(error: BaseException) -> bool:
@@ -189,19 +139,3 @@ def conclude_jobs(options: argparse.Namespace, jobs: list[Any], ledger: Any) -> 
     if left and own_rank() == 0:
         print(f"hash3d: {left} of {len(jobs)} jobs are not over; the same command goes on with them", file=sys.stderr)
     return 0 if summary["counts"][Status.DONE.value] == len(jobs) else 1
-
-
-def worker_arguments(options: argparse.Namespace) -> list[str]:
-    """A command line for a worker elsewhere that sees the same folders."""
-    words = ["generate", f"--jobs={Path(options.jobs).absolute()}", f"--out={Path(options.out).absolute()}"]
-    skip = {"command", "debug", "jobs", "out", "ray", "quiet", "subject", "resume", "force"}
-    parser = build_parser("generate").command("generate")
-    for action in parser._actions:
-        value = getattr(options, action.dest, None)
-        if action.dest in skip or not action.option_strings or value is None:
-            continue
-        if action.nargs == 0:
-            words += [action.option_strings[-1]] if value is action.const else []
-        else:
-            words.append(f"{action.option_strings[-1]}={value}")
-    return [*words, "--quiet"]

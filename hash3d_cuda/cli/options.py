@@ -15,6 +15,7 @@ from hash3d_cuda.cli.main import UsageError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 LARGEST_GRID = 512  # voxels per side, the most that make_scene takes
+ANCHORED = ("reuse", "anchors", "jitter", "fresh_power")  # options of the anchored sampler
 GRIDS = {"voxels": (4, LARGEST_GRID), "mesh": (8, 256)}  # corners per side
 
 
@@ -69,6 +70,7 @@ def add_run_options(parser: argparse.ArgumentParser, outputs: bool = True) -> No
         "--decide", choices=("host", "device"), help="device: on a GPU, in one CUDA graph per U-Net call (default host)"
     )
     add_feature_dtype(cache)
+    add_host_budget(cache)
     add_reuse_options(parser)
     output = parser.add_argument_group("output")
     if outputs:
@@ -83,6 +85,15 @@ def add_feature_dtype(group: Any) -> None:
     names = ("float32", "float16", "bfloat16", "int8", "fp8")  # DTYPE_NAMES, whose module --help does not wait for
     group.add_argument(
         "--feature-dtype", choices=names, help="what entries are stored in (default: what the U-Net computes in)"
+    )
+
+
+def add_host_budget(group: Any) -> None:
+    """``--host-budget``, which plan has too."""
+    group.add_argument(
+        "--host-budget",
+        metavar="BYTES",
+        help='host memory for entries that left the table, such as "32GiB" (default: none)',
     )
 
 
@@ -109,6 +120,12 @@ def add_reuse_options(parser: argparse.ArgumentParser) -> None:
         help="serve only where the shallow features changed at most so much",
     )
     group.add_argument("--target-x", type=float, metavar="SHARE", help="let eta follow: serve this share of the views")
+    group.add_argument(
+        "--target-quality", type=float, metavar="Q", help="let eta follow: a relative error of 1 - Q on average"
+    )
+    group.add_argument(
+        "--audit", type=float, metavar="SHARE", help="steps that measure it (default 0.05 with --target-quality)"
+    )
 
 
 def given_settings(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
@@ -138,7 +155,7 @@ def check_anchored(options: argparse.Namespace, settings: Mapping[str, Any]) -> 
     """Options of the anchored sampler would say nothing under another one. A recipe, or what is varied, may set it."""
     if settings.get("sampler") == "anchored" or getattr(options, "recipe", None) or getattr(options, "vary", None):
         return
-    for name in ("reuse", "anchors", "jitter", "fresh_power"):
+    for name in ANCHORED:
         if getattr(options, name, None) is not None:
             option = "--" + name.replace("_", "-")
             raise UsageError(
@@ -171,14 +188,14 @@ def check_scene_size(settings: Any) -> None:
 
 
 def check_budget(settings: Any) -> None:
-    """Refuses memory in which not even an entry of one number fits; how large they are, the first forward shows."""
+    """Refuses options of the cache that do not go together, and memory in which not even an entry of one number fits;
+    how large entries are, the first forward shows."""
     import torch
 
-    from hash3d_cuda import Hash3DConfig
     from hash3d_cuda.options import TableOptions
+    from hash3d_cuda.sds.attach import cache_config
 
-    config = Hash3DConfig(grids=settings.grids, memory_budget=settings.memory_budget, capacity=settings.capacity)
-    arguments = config.table_arguments(torch.float16, torch.device("cpu"))
+    arguments = usage(cache_config, settings).table_arguments(torch.float16, torch.device("cpu"))
     TableOptions.build((1,), (1,), **arguments).resolve_capacity()
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hash3d_cuda.cli.main import UsageError
-from hash3d_cuda.cli.options import add_feature_dtype, budget_in_options, run_into, to_folder, usage
+from hash3d_cuda.cli.options import add_feature_dtype, add_host_budget, budget_in_options, run_into, to_folder, usage
 
 EPILOG = """Sends the views of a run through the real table, with empty features, and prints the hit rate by
 grid, the memory, and the largest speed-up of the U-Net and of a step. No GPU, no weights.
@@ -37,15 +37,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--steps", type=int, help="iterations")
     what.add_argument("--views-per-step", type=int, metavar="N", help="items of the U-Net's batch")
     what.add_argument("--seed", type=int, help="of views and coin (default 0)")
+    what.add_argument("--runs", type=int, default=1, metavar="N", help="also the hit rate over N seeds (default 1)")
     cache = parser.add_argument_group("cache")
     cache.add_argument("--eta", type=float, help="probability of trying a retrieval (default 0.1)")
     cache.add_argument("--grids", help='"paper" (default), "pose", "anchor", or cell sizes, as for generate')
-    cache.add_argument("--indexing", choices=("ours", "released"), help="released: as the paper's released code does")
+    cache.add_argument(
+        "--indexing",
+        choices=("ours", "released", "released-order"),
+        help="released: as the paper's released code does; released-order: only the timestep hashed first, as there",
+    )
     cache.add_argument("--position", type=int, metavar="K", help="up-resnets that still run on a hit (default 2)")
     cache.add_argument("--num-buckets", type=int, metavar="N", help="buckets of each grid (default 100003)")
     cache.add_argument("--queue-length", type=int, metavar="Q", help="entries of a bucket (default 3)")
     cache.add_argument("--match", choices=("cell", "bucket"), help="what a candidate must share (default cell)")
     cache.add_argument("--memory-budget", metavar="BYTES", help='such as "2GiB" (default), or "unlimited"')
+    add_host_budget(cache)
     add_feature_dtype(cache)
     cost = parser.add_argument_group("cost")
     cost.add_argument("--unet", help="sd15, sd21, sd21-768, zero123, sdxl or shipped (default: the system's)")
@@ -118,11 +124,14 @@ def range_plans(options: argparse.Namespace) -> list[Any]:
 
 def setting_options(options: argparse.Namespace) -> dict[str, Any]:
     """The cache's options that the command line names."""
-    from hash3d_cuda.plan import RELEASED_INDEXING
+    from hash3d_cuda.plan import RELEASED_INDEXING, RELEASED_ORDER
     from hash3d_cuda.sds.settings import parse_grids
 
-    found = dict(RELEASED_INDEXING) if options.indexing == "released" else {}
-    names = ("eta", "position", "num_buckets", "queue_length", "match", "memory_budget", "feature_dtype", "seed")
+    found = dict({"released": RELEASED_INDEXING, "released-order": RELEASED_ORDER}.get(options.indexing, {}))
+    names = (
+        "eta", "position", "num_buckets", "queue_length", "match", "memory_budget", "host_budget", "feature_dtype",
+        "seed",
+    )  # fmt: skip
     found |= {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.grids is not None:
         found["grids"] = parse_grids(options.grids)
@@ -133,8 +142,9 @@ def plan_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of :func:`hash3d_cuda.plan.plan` beside views and setting."""
     other = options.other_share
     return dict(
-        unet=options.unet, vae=options.vae or "none", other_share=0.0 if other is None else other, search=options.search
-    )
+        unet=options.unet, vae=options.vae or "none", other_share=0.0 if other is None else other,
+        search=options.search, runs=options.runs,
+    )  # fmt: skip
 
 
 def pair(name: str, value: str) -> tuple[float, float]:

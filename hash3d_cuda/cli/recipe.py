@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hash3d_cuda.cli.generate import REQUEST, Making
+from hash3d_cuda.cli.generate import Making
 from hash3d_cuda.cli.main import UsageError
 from hash3d_cuda.cli.options import load_subject, looks_like_path, prove, run_into, usage
 from hash3d_cuda.cli.progress import Bar
@@ -36,7 +36,7 @@ def make_recipe(options: argparse.Namespace, given: dict[str, Any], making: Maki
     prior, subject = load_subject(options, stages[0].device, making.load)
     second = load_second(recipe, options, prior, stages[0].device, making.load)
     overrides = {name: plain(name, value) for name, value in given.items()}
-    note = {name: getattr(options, name) for name in REQUEST}
+    note = making.note(options)
     note["recipe"] = {"scale": scale, "overrides": overrides}
     with run_into(options.out, "stage-1"), ExitStack() as bars:
 

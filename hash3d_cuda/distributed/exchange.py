@@ -69,9 +69,15 @@ class Exchange:
                     self._tell(Header(FAILED))
             raise
 
-    def abstain(self) -> None:
-        """This rank has nothing that could be stored, nor a table that it knows the shapes of; nobody stores then."""
-        self._heed(self._tell(Header(ABSTAINS)))
+    def abstain(self) -> bool:
+        """This rank has nothing that could be stored, nor a table that it knows the shapes of; nobody stores then.
+
+        Returns:
+            whether another rank went on, and so has tossed its coin.
+        """
+        headers = self._tell(Header(ABSTAINS))
+        self._heed(headers)
+        return any(header.state == STORES for header in headers)
 
     def gather(
         self, keys: Tensor, latents: Tensor, features: Tensor, serial: int, tried: bool = False, condition: Any = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +37,24 @@ class Ranks:
     def writes(self) -> bool:
         """Whether this is the rank that writes files."""
         return self.rank == 0
+
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Proves that all ranks have the same ``values`` (collective). What differed would not always be an error
+        later: ranks with other learning rates, or views, would each train another object.
+
+        Raises:
+            ValueError: on all ranks, with what each has.
+        """
+        told: list[dict[str, str]] = [{} for _ in range(self.size)]
+        with collective("the options", self.group):
+            dist.all_gather_object(told, {name: repr(value) for name, value in values.items()}, group=self.group)
+        names = dict.fromkeys(name for values in told for name in values)
+        different = [name for name in names if len({values.get(name) for values in told}) > 1]
+        if different:
+            shown = "; ".join(f"{name}: {', '.join(values.get(name, '-') for values in told)}" for name in different)
+            raise ValueError(
+                f"ranks: expected the same on ranks 0 to {self.size - 1}, got {shown}; start all with one command line"
+            )
 
     def check_views(self, views_per_step: int) -> None:
         """Raises ValueError where a rank would have no view."""

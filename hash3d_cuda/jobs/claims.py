@@ -8,12 +8,15 @@ An attempt without an end is somebody's work in progress, or that of a dead work
 to be dead by its process; on another one by a beat that stands still for ``lease`` seconds of the watcher's own clock,
 so that clocks need not agree. Then attempt N + 1 is anybody's. No lock is ever held, nothing needs a server, and a
 worker that only seemed dead finds attempt N + 1 claimed and lets go.
+
+A claim also says what the job was then. Attempts at what is now another job of that name do not count.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import json
 import os
 import platform
@@ -71,10 +74,11 @@ class Ledger:
             file exclusively.
         retries: attempts, beyond the first, that may fail or end with their worker; interrupted ones do not count.
         lease: seconds.
+        keep: a job of that name that is done stays done, whatever it was.
     """
 
-    def __init__(self, folder: Path, retries: int = 2, lease: float = 60.0):
-        self.folder, self.retries, self.lease = folder, retries, lease
+    def __init__(self, folder: Path, retries: int = 2, lease: float = 60.0, keep: bool = False):
+        self.folder, self.retries, self.lease, self.keep = folder, retries, lease, keep
         self.worker = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._beats: dict[tuple[str, int], tuple[Any, float]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,8 @@ class Ledger:
         if self._status(job, attempts) is not Status.WAITING:
             return None
         number = len(attempts) + 1
-        about = {"worker": self.worker, "place": place(), "process": own_process(), "digest": job.digest}
+        about = {"worker": self.worker, "place": place(), "process": own_process()}
+        about |= {"digest": job.digest, "asked": job.asked}
         path = self._path(job, number, "claim")
         path.parent.mkdir(exist_ok=True)
         return Claim(job, number) if create(path, about) else None
@@ -116,9 +121,15 @@ class Ledger:
         return ""
 
     def changed(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs that were begun with other fields than they have now."""
+        """The jobs that were begun as others than they are now."""
         started = ((job, self.attempts(job)) for job in jobs)
-        return [job for job, attempts in started if attempts and attempts[-1].claim.get("digest") != job.digest]
+        return [job for job, attempts in started if attempts and not is_of(attempts[-1], job)]
+
+    def differences(self, job: Job) -> list[str]:
+        """In what a job differs from the one that was begun, by name; empty where that is not known."""
+        attempts, now = self.attempts(job), job.asked or {}
+        then = (attempts[-1].claim.get("asked") if attempts else None) or {}
+        return sorted(name for name in {*then, *now} if then.get(name) != now.get(name)) if then else []
 
     @contextlib.contextmanager
     def heart(self, claim: Claim) -> Iterator[Heart]:
@@ -136,9 +147,12 @@ class Ledger:
         last = attempts[-1]
         if last.end is None and not self._is_dead(job, last):
             return Status.RUNNING
-        ends = [attempt.end or {"how": FAILED} for attempt in attempts]  # no end: its worker's was
-        if ends[-1]["how"] == DONE:
+        if last.end and last.end["how"] == DONE and (self.keep or is_of(last, job)):
             return Status.DONE
+        own = list(itertools.takewhile(lambda attempt: is_of(attempt, job), reversed(attempts)))[::-1]
+        if not own:
+            return Status.WAITING
+        ends = [attempt.end or {"how": FAILED} for attempt in own]  # no end: its worker's was
         failures = sum(end["how"] == FAILED for end in ends)
         if ends[-1]["how"] == FAILED and (ends[-1].get("final") or failures > self.retries):
             return Status.FAILED
@@ -159,6 +173,11 @@ class Ledger:
         return self.folder / job.name / f"{number}.{kind}"
 
 
+def is_of(attempt: Attempt, job: Job) -> bool:
+    """Whether an attempt was at the job as it is now."""
+    return attempt.claim.get("digest") == job.digest
+
+
 class Heart(threading.Thread):
     """Writes the beat, and looks whether somebody took the job over meanwhile."""
 
@@ -166,26 +185,32 @@ class Heart(threading.Thread):
         super().__init__(daemon=True)
         self._path, self._following, self._interval = path, following, interval
         self._stopping = threading.Event()
-        self.lost = False
+        self.lost, self._looked = False, time.monotonic()
         self.start()
 
     def run(self) -> None:
         beat = 0
         while not self._stopping.is_set():
+            self._look()
             with contextlib.suppress(OSError):  # a full disk is the run's to report
                 self._path.write_text(json.dumps({"beat": beat}))
-            self.lost = self.lost or self._following.exists()
             beat += 1
             self._stopping.wait(self._interval)
 
     def check(self) -> None:
         """Raises ClaimLost when the job is another worker's by now."""
+        if time.monotonic() - self._looked > 2 * self._interval:  # this process stood still, and the thread with it
+            self._look()
         if self.lost:
             raise ClaimLost(f"{self._path.parent.name}: another worker took this one for dead and goes on with the job")
 
     def stop(self) -> None:
         self._stopping.set()
         self.join()
+
+    def _look(self) -> None:
+        self.lost = self.lost or self._following.exists()
+        self._looked = time.monotonic()
 
 
 def create(path: Path, values: dict[str, Any]) -> bool:

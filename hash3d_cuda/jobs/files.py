@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ TAKEN = ("summary.json", "summary.md", "summary.html")  # beside the folders
 
 
 class BadJobs(ValueError):
-    """Lines that are no jobs; ``problems`` has a message for each."""
+    """What is wrong with lines, or with one; ``problems`` has a message for each fault."""
 
     def __init__(self, problems: list[str]):
         super().__init__("; ".join(problems))
@@ -31,28 +31,32 @@ class Job:
         name: of the folder for its results, and so of the job.
         line: its number in the file, from 1.
         values: its other fields.
+        asked: all that the result depends on, options that are for every job included; None: the fields.
     """
 
     name: str
     line: int
     values: dict[str, Any]
+    asked: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
-        """Differs where the fields do, whatever their order."""
-        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:16]
+        """Differs where the result may, whatever the order of the fields."""
+        told = self.values if self.asked is None else self.asked
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_jobs(path: Path, check: Callable[[Job], None] | None = None) -> list[Job]:
+def read_jobs(path: Path, check: Callable[[Job], dict[str, Any] | None] | None = None) -> list[Job]:
     """All jobs of a file, in its order; empty lines and lines that start with ``#`` are left out.
 
     Args:
         path: the file.
-        check: called for each job; raises ValueError where its fields are wrong.
+        check: called for each job; returns its ``asked``, and raises ValueError where its fields are wrong, BadJobs for
+            several.
 
     Raises:
         OSError: the file cannot be read.
-        BadJobs: with every line that is wrong, ``path:line: what``.
+        BadJobs: with all that is wrong, ``path:line: what`` each.
     """
     jobs: dict[str, Job] = {}
     problems: list[str] = []
@@ -69,9 +73,10 @@ def read_jobs(path: Path, check: Callable[[Job], None] | None = None) -> list[Jo
                 raise ValueError(f"out: {job.name!r} is also that of line {jobs[job.name].line}; give each its own")
             jobs[job.name] = job
             if check is not None:
-                check(job)
+                jobs[job.name] = replace(job, asked=check(job))
         except ValueError as error:
-            problems.append(f"{path}:{number}: {' '.join(str(error).split())}")
+            found = error.problems if isinstance(error, BadJobs) else [str(error)]
+            problems += [f"{path}:{number}: {' '.join(one.split())}" for one in found]
     if not jobs and not problems:
         problems.append(f"{path}: expected one JSON object per line, got an empty file")
     if problems:

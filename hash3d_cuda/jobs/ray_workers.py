@@ -2,53 +2,171 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+import platform
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 RESTARTS = 3  # of a worker whose process or machine ends
+LOOK = 1.0  # seconds between two looks at workers and jobs
+UNSEEN = 10.0  # seconds that a network's file system may take to show a new file
 
 
-def run_on_ray(arguments: Sequence[str], workers: int, device: str | None) -> list[int]:
-    """Runs ``hash3d ARGUMENTS`` as so many Ray tasks and waits for them.
+@dataclass(frozen=True)
+class Order:
+    """What is asked of the cluster.
+
+    Attributes:
+        arguments: ``hash3d ARGUMENTS`` is what each worker runs; paths must mean the same on every machine.
+        state: a folder that every machine must see.
+        workers: how many; 0 for as many as there is room for, and ``most`` at most.
+        cpus, gpus: what Ray sets aside for each. It lets a worker see its own GPUs only.
+    """
+
+    arguments: Sequence[str]
+    state: Path
+    workers: int
+    most: int
+    cpus: float
+    gpus: float
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """As Ray names them."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
+
+
+def run_on_ray(
+    order: Order,
+    interrupt: Callable[[], AbstractContextManager[Any]],
+    look: Callable[[], None],
+    say: Callable[[str], None],
+) -> list[str]:
+    """Runs the workers as Ray tasks and waits for them.
 
     Args:
-        arguments: paths in them must mean the same on every machine of the cluster.
-        workers: how many; 0 for one per GPU of the cluster with a CUDA ``device``, else one per CPU.
-        device: the jobs'; with CUDA each worker asks for one GPU.
+        order: what they are.
+        interrupt: makes what is entered while they run; ``requested`` says whether an end was asked for. Then each
+            worker is asked to end after its step, with a checkpoint.
+        look: called every second.
+        say: told, in one line, what the caller should know.
 
     Returns:
-        the workers' exit codes.
+        what kept workers from working, a line for each.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
-        ConnectionError: ``RAY_ADDRESS`` names a cluster that cannot be reached. Without it, one is started here.
+        ConnectionError: ``RAY_ADDRESS`` names a cluster that cannot be reached. Without it, the cluster that ``ray
+            start`` left on this machine is used, and where there is none, one is started for the time of the run.
+        ValueError: workers are as many as there is room for, and there is room for none.
     """
     import ray
 
-    own_cluster = not ray.is_initialized()
-    if own_cluster:
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
+    own = not ray.is_initialized()
+    if own:
+        ray.init(log_to_driver=True)
+    mark = order.state / f"{uuid.uuid4().hex}.seen"
     try:
-        kind = "GPU" if (device or "cpu").startswith("cuda") else "CPU"
-        count = workers or max(int(ray.cluster_resources().get(kind, 1)), 1)
-        needs = {"num_gpus": 1} if kind == "GPU" else {"num_cpus": 1}
-        task = ray.remote(max_retries=RESTARTS, **needs)(run_worker)
-        return ray.get([task.remote(list(arguments), os.getcwd(), number, count) for number in range(count)])
+        count = count_workers(order, ray.cluster_resources(), say)
+        mark.touch()
+        task = ray.remote(max_retries=RESTARTS, num_cpus=order.cpus, num_gpus=order.gpus)(run_worker)
+        told = list(order.arguments), os.getcwd(), str(mark)
+        tasks = [task.remote(*told, number, count) for number in range(count)]
+        with interrupt() as asked:  # after ray.init, which sets a handler of its own
+            return watch(tasks, asked, look)
     finally:
-        if own_cluster:
+        mark.unlink(missing_ok=True)
+        if own:
             ray.shutdown()
 
 
-def run_worker(arguments: list[str], folder: str, number: int, count: int) -> int:
-    """The whole life of worker ``number`` of ``count``, in ``folder``; returns its exit code."""
-    from hash3d_cuda.cli.main import main
+def count_workers(order: Order, resources: dict[str, float], say: Callable[[str], None]) -> int:
+    """How many workers to start on a cluster with these resources."""
+    room = min(math.floor(resources.get(kind, 0) / need + 1e-9) for kind, need in order.needs.items() if need)
+    if order.workers == 0 and room == 0:
+        there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in order.needs)
+        wanted = ", ".join(f"{need:g} {kind}" for kind, need in order.needs.items())
+        raise ValueError(
+            f"ray: expected a cluster with room for a worker ({wanted}), got one with {there}; give --ray-cpus or "
+            "--ray-gpus, or --ray N where machines are still to come"
+        )
+    if order.workers > room:
+        say(f"{order.workers} workers, and room for {room} by now; the others begin when there is room")
+    return order.workers or min(room, order.most)
 
+
+def watch(tasks: Sequence[Any], asked: Any, look: Callable[[], None]) -> list[str]:
+    """Waits for all tasks; returns what went wrong with them, whatever became of the others."""
+    import ray
+
+    problems, pending, cancelled = [], {task: number for number, task in enumerate(tasks)}, False
+    while pending:
+        if asked.requested and not cancelled:
+            cancelled = True
+            for task in pending:
+                ray.cancel(task)
+        ended, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK)
+        for task in ended:
+            problem = outcome(task)
+            number = pending.pop(task)
+            if problem and not cancelled:
+                problems.append(f"ray: worker {number}: {problem}")
+        look()
+    return problems
+
+
+def outcome(task: Any) -> str:
+    """What an ended task has to say, in one line; empty where all is well."""
+    import ray
+
+    try:
+        return ray.get(task)
+    except ray.exceptions.WorkerCrashedError:
+        return f"its process ended without a word, {RESTARTS + 1} times"
+    except ray.exceptions.RayError as error:
+        last = str(error).strip().splitlines() or [type(error).__name__]
+        return f"{last[-1]} ({type(error).__name__})"
+
+
+def run_worker(arguments: list[str], folder: str, mark: str, number: int, count: int) -> str:
+    """The whole life of worker ``number`` of ``count``, in ``folder``; returns what kept it from working, or "".
+
+    Args:
+        mark: a file that the driver made beside the claims: where it cannot be seen, this worker would do all the jobs
+            by itself, into a folder of its own.
+    """
+    from hash3d_cuda.cli.main import dispatch, one_line, own_warnings
+
+    here = f"on {platform.node()}"
+    if not (os.path.isdir(folder) and is_there(mark)):
+        missing = os.path.dirname(mark) if os.path.isdir(folder) else folder
+        return f"{here}, {missing!r} is not the driver's; --out, and the folder to start in, must be on shared storage"
     before = dict(os.environ), os.getcwd()
     os.environ.update(RANK=str(number), WORLD_SIZE=str(count))
     os.chdir(folder)
     try:
-        return main(arguments)
+        with own_warnings():
+            refused = dispatch(arguments) == 2
+        return f"{here}, it refuses the jobs; what it printed says why" if refused else ""
+    except Exception as error:
+        return f"{here}: {one_line(error)}"
     finally:  # Ray keeps the process for other tasks
         os.environ.clear()
         os.environ.update(before[0])
         os.chdir(before[1])
+
+
+def is_there(path: str) -> bool:
+    """Whether a file is to be seen, now or soon."""
+    end = time.monotonic() + UNSEEN
+    while not os.path.exists(path):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True

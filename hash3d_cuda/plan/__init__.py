@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hash3d_cuda.plan.plan import CacheSetting, Plan, plan, plan_recipe
-from hash3d_cuda.plan.presets import PRESET_UNETS, PRESETS, RELEASED_INDEXING
+from hash3d_cuda.plan.presets import PRESET_UNETS, PRESETS, RELEASED_INDEXING, RELEASED_ORDER
 from hash3d_cuda.plan.ranges import ViewRanges, settings_keys
 from hash3d_cuda.plan.simulate import Simulation, simulate
 
@@ -11,6 +11,7 @@ __all__ = [
     "PRESETS",
     "PRESET_UNETS",
     "RELEASED_INDEXING",
+    "RELEASED_ORDER",
     "CacheSetting",
     "Plan",
     "Simulation",

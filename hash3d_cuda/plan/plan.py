@@ -12,9 +12,11 @@ from torch import Tensor
 from hash3d_cuda.bounds import step_bound, unet_bound
 from hash3d_cuda.checks import DTYPE_NAMES, STORED_DTYPES, check_choice, check_int, check_real, fail, parse_bytes
 from hash3d_cuda.config import DEFAULT_MEMORY_BUDGET
+from hash3d_cuda.host_tier.front import divide, entry_bytes, host_bytes, host_capacity
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
 from hash3d_cuda.options import TableOptions
 from hash3d_cuda.plan.ranges import ViewRanges, as_keys, settings_keys
+from hash3d_cuda.plan.repeats import Repeats, repeat
 from hash3d_cuda.plan.simulate import Simulation, simulate
 from hash3d_cuda.unet.configs import UNETS, find_unet
 from hash3d_cuda.unet.cost import ENCODERS, UNetCost, encoder_cost, unet_cost
@@ -30,8 +32,9 @@ class CacheSetting:
     """The cache's options that decide what is predicted; see :class:`hash3d_cuda.Hash3DConfig`.
 
     ``memory_budget`` may be ``"unlimited"``, which holds every view of the run; ``capacity``, in entries, takes its
-    place when given. ``feature_dtype`` is a name such as ``"int8"``; None: float16, float32 for the shipped prior.
-    ``timestep_first``: see :func:`hash3d_cuda.plan.simulate.simulate`.
+    place when given. ``host_budget``: of a second tier, see :mod:`hash3d_cuda.host_tier`. ``feature_dtype`` is a name
+    such as ``"int8"``; None: float16, float32 for the shipped prior. ``timestep_first``: see
+    :func:`hash3d_cuda.plan.simulate.simulate`.
     """
 
     eta: float = 0.1
@@ -43,6 +46,7 @@ class CacheSetting:
     match: str = "cell"
     memory_budget: int | str = DEFAULT_MEMORY_BUDGET
     capacity: int | None = None
+    host_budget: int | str | None = None
     feature_dtype: str | None = None
     azimuth_period: float | None = 360.0
     timestep_first: bool = False
@@ -57,6 +61,8 @@ class CacheSetting:
             check_choice("feature_dtype", self.feature_dtype, tuple(DTYPE_NAMES))
         if self.memory_budget != UNLIMITED:
             parse_bytes("memory_budget", self.memory_budget)
+        if self.host_budget is not None:
+            parse_bytes("host_budget", self.host_budget)
 
     @property
     def indexing(self) -> dict[str, Any]:
@@ -75,6 +81,8 @@ class Memory:
         capacity: entries that there is room for.
         allocated: bytes from the first forward on.
         for_all: bytes that would hold every view of the run.
+        host_capacity, host_allocated: the same of the host tier, which has a copy of the table's entries too; else 0.
+        host_entry: bytes of one entry that are copied between the two.
     """
 
     slot: int
@@ -82,6 +90,19 @@ class Memory:
     capacity: int
     allocated: int
     for_all: int
+    host_capacity: int = 0
+    host_allocated: int = 0
+    host_entry: int = 0
+
+    @property
+    def entries(self) -> int:
+        """That a retrieval may find."""
+        return self.host_capacity or self.capacity
+
+    @property
+    def front(self) -> int | None:
+        """How many of them the device has; None without a host tier, where it has all."""
+        return self.capacity if self.host_capacity else None
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,7 @@ class Plan:
             :func:`hash3d_cuda.plan.search.search`.
         vae: the encoder that runs in every step, or ``"none"``.
         encoder_gmacs: of one view, forward and backward.
+        repeats: the same with other seeds, where several runs were asked for.
     """
 
     title: str
@@ -116,6 +138,7 @@ class Plan:
     best: list[Any] = field(default_factory=list)
     vae: str = "none"
     encoder_gmacs: float = 0.0
+    repeats: Repeats | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -134,6 +157,7 @@ class Plan:
             "views": {"hits": run.hits, "misses": run.misses, "bypasses": run.bypasses},
             "coverage": {"steps": run.looks.tolist(), "share": run.coverage.tolist()},
             "entries": {"stored": run.stored, "at_the_end": run.live},
+            "host_tier": {"hits": run.from_host, "copied": run.copied} if self.memory.host_capacity else None,
             "memory": asdict(self.memory),
             "full_gmacs_per_row": self.full_gmacs,
             "r": self.r,
@@ -143,6 +167,7 @@ class Plan:
             "unet_bound": self.unet_bound,
             "step_bound": self.step_bound,
             "best": [candidate.as_dict() for candidate in self.best],
+            "repeats": None if self.repeats is None else self.repeats.as_dict(),
         }
 
 
@@ -158,6 +183,7 @@ def plan(
     title: str = "",
     seed: int = 0,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    runs: int = 1,
 ) -> Plan:
     """Predicts what the cache does for a run.
 
@@ -174,6 +200,7 @@ def plan(
         title: for reports.
         seed: of the views, where ``views`` is a :class:`ViewRanges`.
         ranges: ``elevation_range`` and ``radius_range`` of another prior, where ``views`` is settings.
+        runs: repeat the run with the next seeds, which says how far the hit rate is chance; not for keys.
 
     Raises:
         ValueError, TypeError: naming the argument; ``memory_budget`` when it does not hold one entry.
@@ -187,13 +214,15 @@ def plan(
     check_int("position", setting.position, 1, UNETS[name].positions)
     cost = unet_cost(name, positions=(setting.position,))
     memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
-    run = simulate(keys, setting.eta, capacity=memory.capacity, seed=setting.seed, **setting.indexing)
+    room: dict[str, Any] = {"capacity": memory.entries, "front": memory.front}
+    run = simulate(keys, setting.eta, **room, seed=setting.seed, **setting.indexing)
+    repeats = repeat(views, run, runs, seed=seed, setting=setting, capacity=memory.entries, **(ranges or {}))
     encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
     share = unet_share(cost, setting.groups, encoder, other_share)
     r = cost.r[setting.position]
     bounds = unet_bound(run.x, r), step_bound(run.x, r, share)
     title = title or UNETS[name].label
-    costs: dict[str, Any] = {"vae": vae, "encoder_gmacs": encoder}
+    costs: dict[str, Any] = {"vae": vae, "encoder_gmacs": encoder, "repeats": repeats}
     found = Plan(title, setting, name, run, cost.full_gmacs, r, memory, *bounds, share, **costs)
     if search:
         from hash3d_cuda.plan.search import search as look
@@ -210,8 +239,8 @@ def run_keys(views: Any, seed: int = 0) -> Tensor:
 def setting_of(settings: Any) -> CacheSetting:
     """The cache's options in a :class:`hash3d_cuda.sds.settings.GenerateSettings`."""
     names = (
-        "position", "grids", "memory_budget", "capacity", "match", "queue_length", "num_buckets", "feature_dtype",
-        "seed",
+        "position", "grids", "memory_budget", "capacity", "host_budget", "match", "queue_length", "num_buckets",
+        "feature_dtype", "seed",
     )  # fmt: skip
     found = {**{name: getattr(settings, name, None) for name in names}, **settings.room()}
     values = {name: value for name, value in found.items() if value is not None}
@@ -238,8 +267,18 @@ def table_memory(setting: CacheSetting, cost: UNetCost, views: int, feature_dtyp
         weighting="softmax", similarity_decay=0.9, initial_similarity=1.0, min_similarity=None,
         azimuth_period=setting.azimuth_period, feature_dtype=dtype, device="cpu", **room,
     )  # fmt: skip
-    capacity, slot, fixed = options.resolve_capacity(), options.slot_bytes, options.fixed_bytes
-    return Memory(slot, fixed, capacity, fixed + capacity * slot, fixed + views * slot)
+    slots, slot, fixed = options.resolve_capacity(), options.slot_bytes, options.fixed_bytes
+    memory = Memory(slot, fixed, slots, fixed + slots * slot, fixed + views * slot)
+    return memory if setting.host_budget is None else host_memory(memory, options, setting.host_budget)
+
+
+def host_memory(memory: Memory, options: TableOptions, host_budget: int | str) -> Memory:
+    """The memory of both tiers from that of a table alone."""
+    front, _ = divide(options, memory.capacity)
+    held = host_capacity(options, front, parse_bytes("host_budget", host_budget))
+    fixed, entry = host_bytes(options)
+    host = dict(host_capacity=held, host_allocated=fixed + held * entry, host_entry=entry_bytes(options))
+    return replace(memory, capacity=front, **host)
 
 
 def unet_share(cost: UNetCost, groups: int, encoder: float, other_share: float) -> float:

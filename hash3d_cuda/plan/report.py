@@ -33,6 +33,10 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         for index, (grid, share) in enumerate(zip(setting.grids, run.by_grid, strict=True))
     ]
     all_hit = [("steps whose views all hit, of those tried", f"{run.all_hit:.1%}")] if batch > 1 else []
+    repeats = []
+    if (more := plan.repeats) is not None:
+        spread = f"{more.hit_rate:.1%}, single runs {min(more.rates):.1%} to {max(more.rates):.1%}; x {more.x:.1%}"
+        repeats = [(f"hit rate over {len(more.rates)} runs, other seeds", spread)]
     encoder = []
     if plan.vae != "none":
         work = f"{plan.encoder_gmacs:.0f} GMAC a view, the U-Net {setting.groups * plan.full_gmacs:.0f}"
@@ -43,6 +47,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("eta", f"{setting.eta:g}"),
         ("hit rate", f"{run.hit_rate:.1%}"),
         *parts,
+        *repeats,
         *all_hit,
         ("new views with a candidate at the end", f"{last:.1%}"),
         ("x, views served from the cache", f"{run.x:.1%}"),
@@ -54,8 +59,23 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("bound on a step's speed-up", f"{plan.step_bound:.3f}x"),
         ("memory of one entry", size(memory.slot)),
         ("memory of the table", f"{size(memory.allocated)}, {memory.capacity:,} entries"),
+        *host_rows(plan),
         ("memory that holds every view", f"{size(memory.for_all)}, {steps * batch:,} entries"),
         ("entries at the end", f"{run.live:,} of {run.stored:,} stored"),
+    ]
+
+
+def host_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The same for the host tier; nothing where there is none."""
+    run, memory = plan.simulation, plan.memory
+    if not memory.host_capacity:
+        return []
+    copied = run.copied * memory.host_entry
+    return [
+        ("memory of the host tier", f"{size(memory.host_allocated)}, {memory.host_capacity:,} entries"),
+        ("hits that need it, if all copies come in time", f"{run.from_host:,} of {run.hits:,}"),
+        ("copied to the device", f"{run.copied:,} entries, {size(copied)}, {size(copied // len(run.grid))} a step"),
+        ("copied to the host", f"{run.stored:,} entries, {size(run.stored * memory.host_entry)}"),
     ]
 
 

@@ -74,9 +74,10 @@ def _best(keys: Tensor, plan: Plan, eta: float, feature_dtype: torch.dtype | Non
             break
         for name, setting in _settings(replace(plan.setting, eta=eta, position=position)):
             try:
-                capacity = min(table_memory(setting, cost, views, feature_dtype).capacity, views)
+                memory = table_memory(setting, cost, views, feature_dtype)
             except BudgetTooSmall:
                 continue
+            capacity = min(memory.entries, views)
             if capacity <= room.get(f"{name} {setting.num_buckets}", 0):
                 continue
             room[f"{name} {setting.num_buckets}"] = capacity

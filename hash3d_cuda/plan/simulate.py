@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from hash3d_cuda.checks import check_real
+from hash3d_cuda.control import EtaControl
+from hash3d_cuda.freshness import Freshness
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
 from hash3d_cuda.plan.ranges import as_keys
 from hash3d_cuda.table import HashTable
@@ -32,6 +34,8 @@ class Simulation:
         grids: how many grids there were.
         stored: entries appended in all.
         live: entries left at the end.
+        from_host: hits that wanted an entry which only the host tier had.
+        copied: such entries, each once in a step.
     """
 
     grid: np.ndarray
@@ -40,6 +44,8 @@ class Simulation:
     grids: int
     stored: int
     live: int
+    from_host: int = 0
+    copied: int = 0
 
     @property
     def hits(self) -> int:
@@ -86,10 +92,14 @@ def simulate(
     *,
     grids: Sequence[Grid] = PAPER_GRIDS,
     capacity: int | None = None,
+    front: int | None = None,
     seed: int = 0,
     coverage: bool = True,
     timestep_first: bool = False,
     azimuth_period: float | None = 360.0,
+    max_age: int | None = None,
+    target_x: float | None = None,
+    audit: float | None = None,
     **table_options: Any,
 ) -> Simulation:
     """Drives a table through a run.
@@ -102,10 +112,13 @@ def simulate(
         eta: probability, per step, that a retrieval is tried.
         grids: the table's.
         capacity: slots; None holds every view of the run.
+        front: with a host tier, how many of them, the newest, are on the device. All copies are taken to come in time;
+            the two tiers are then one table.
         seed: of the coin, as :class:`hash3d_cuda.Hash3DConfig` has it.
         coverage: False saves the time of looking at it.
         timestep_first: hash the key as (timestep, elevation, azimuth, radius), the order of the paper's released code.
             Which cells there are does not depend on it, which of them share a bucket does.
+        max_age, target_x, audit: as :class:`hash3d_cuda.Hash3DConfig` has them, one forward per step.
         azimuth_period, **table_options: ``num_buckets``, ``queue_length``, ``match`` and the period of
             :class:`hash3d_cuda.HashTable`.
     """
@@ -124,15 +137,15 @@ def simulate(
         azimuth_period=azimuth_period,
         **table_options,
     )
-    coin = random.Random(seed)
     eta = check_real("eta", eta, 0.0, 1.0)
-    tried = [coin.random() < eta for _ in range(steps)]
-    run = _Run(table, keys, len(table.options.grids))
+    control = EtaControl(eta, seed, target_x=target_x, audit=audit)
+    run = _Run(table, keys, slots if front is None else front, max_age)
     looks = np.empty(0, dtype=np.int64)
     if coverage:
         looks = np.unique(np.linspace(0, steps - 1, LOOKS).astype(np.int64))
-    seen = run.through(tried, looks.tolist())
-    return Simulation(run.grid, looks, np.array(seen), len(table.options.grids), run.stored, len(table))
+    seen = run.through(random.Random(seed), control, looks.tolist())
+    kept = run.stored, len(table), run.from_host, run.copied
+    return Simulation(run.grid, looks, np.array(seen), len(table.options.grids), *kept)
 
 
 def _timestep_first(keys: Tensor, grids: Sequence[Grid], period: float | None) -> tuple[Tensor, list[Grid], None]:
@@ -161,40 +174,56 @@ def _as_grid(grid: Grid | Sequence[float]) -> Grid:
 class _Run:
     """A table on its way through the steps."""
 
-    def __init__(self, table: HashTable, keys: Tensor, grids: int):
-        self.table, self.keys = table, keys
+    def __init__(self, table: HashTable, keys: Tensor, front: int, max_age: int | None = None):
+        self.table, self.keys, self.front = table, keys, front
+        self.from_host = self.copied = 0
+        self._freshness = None if max_age is None else Freshness(table.capacity, max_age, None)
+        self._forward = 0
         self.grid = np.full(keys.shape[:2], BYPASS, dtype=np.int8)
         self.stored = 0
         self._poses = _new_poses(keys.flatten(0, 1))
         self._near = max(len(keys) // 100, 1)  # steps whose timesteps are like one another's
         self._blank = torch.ones(1, 1)
 
-    def through(self, tried: Sequence[bool], looks: Sequence[int]) -> list[float]:
+    def through(self, coin: random.Random, control: EtaControl, looks: Sequence[int]) -> list[float]:
         """Takes all steps; returns the coverage before each step of ``looks``."""
         seen = []
         begin = 0  # of the steps that are not yet stored: bypasses in a row go in as one batch, which is the same
         stops = set(looks)
-        for step, tries in enumerate(tried):
-            if step in stops or tries:
-                self._append(self.keys[begin:step].flatten(0, 1))
+        for step in range(len(self.keys)):
+            audited = control.begin(step + 1)
+            tries = coin.random() < control.eta
+            if step in stops or (tries and not audited):
+                self._append(begin, step)
                 begin = step
+            self._forward = step + 1
             if step in stops:
                 seen.append(self._coverage(step))
-            if tries:
+            if audited:
+                self.grid[step] = MISS if tries else BYPASS  # all are computed
+            elif tries:
                 self._try(step)
                 begin = step + 1
-        self._append(self.keys[begin:].flatten(0, 1))
+            control.observe(int((self.grid[step] >= 0).sum()), self.grid.shape[1])
+        self._append(begin, len(self.keys))
         return seen
 
     def _try(self, step: int) -> None:
-        served = self._serving(self.keys[step])
-        self.grid[step] = served
-        self._append(self.keys[step][torch.from_numpy(served == MISS)])
+        candidates = self.table.lookup(self.keys[step])
+        self.grid[step] = served = self._serving(candidates)
+        found = candidates.numpy()
+        away = (found >= 0) & (found < self.stored - self.front) & (served != MISS)[:, None, None]
+        self.from_host += int(away.any(axis=(1, 2)).sum())
+        self.copied += len(np.unique(found[away]))
+        self._append(step, step + 1, served == MISS)
 
-    def _serving(self, keys: Tensor) -> np.ndarray:
-        """The finest grid with a candidate for each of ``keys`` [N, 4], or MISS: int64 [N]."""
-        found = self.table.lookup(keys)[:, :, 0].numpy() >= 0
-        return np.where(found.any(axis=1), found.argmax(axis=1), MISS)
+    def _serving(self, candidates: Tensor) -> np.ndarray:
+        """The finest grid with a candidate for each key, or MISS: int64 [N] from what a look-up found, [N, M, Q]."""
+        held = candidates[:, :, 0].numpy() >= 0
+        served = np.where(held.any(axis=1), held.argmax(axis=1), MISS)
+        if self._freshness is None:
+            return served
+        return np.where(self._freshness.passing(candidates, self._forward, None).numpy(), served, MISS)
 
     def _coverage(self, step: int) -> float:
         """The share of new views, with the timesteps of the steps about this one, that have a candidate."""
@@ -202,10 +231,19 @@ class _Run:
         timesteps = self.keys[first : first + self._near, :, 3].flatten()
         views = self._poses.clone()
         views[:, 3] = timesteps[torch.arange(len(views)) % len(timesteps)]
-        return float((self._serving(views) >= 0).mean())
+        return float((self._serving(self.table.lookup(views)) >= 0).mean())
 
-    def _append(self, keys: Tensor) -> None:
-        if len(keys):
-            blank = self._blank.expand(len(keys), 1)
-            self.table.append(keys, blank, blank)
-            self.stored += len(keys)
+    def _append(self, begin: int, end: int, chosen: np.ndarray | None = None) -> None:
+        """Stores the views of steps ``begin`` to ``end``, of a single one those that are ``chosen``."""
+        keys = self.keys[begin:end].flatten(0, 1)
+        keys = keys if chosen is None else keys[torch.from_numpy(chosen)]
+        if not len(keys):
+            return
+        blank = self._blank.expand(len(keys), 1)
+        serials = self.table.append(keys, blank, blank).tolist()
+        self.stored += len(keys)
+        if self._freshness is not None:
+            each = len(serials) // (end - begin)
+            for step in range(begin, end):
+                first = (step - begin) * each
+                self._freshness.note(serials[first : first + each], step + 1, None)

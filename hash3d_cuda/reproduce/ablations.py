@@ -108,14 +108,22 @@ ABLATIONS: dict[str, Ablation] = {
     **{f"anchored-{s}": Ablation(f"anchored views, {s}% return", _anchored(s / 100)) for s in (50, 70, 85)},
     **{
         f"anchored-{s}-position-{k}": Ablation(f"anchored, {s}% return, position {k}", _anchored(s / 100, position=k))
-        for s, k in ((85, 3), (70, 4), (85, 4), (93, 4))
+        for s, k in ((70, 3), (85, 3), (70, 4), (85, 4), (93, 4))
     },
     "anchored-85-no-cache": Ablation("anchored views, no cache", _anchored(0.85, cache=False)),
+    "anchored-85-int8": Ablation(
+        "anchored, 85% return, position 3, int8", _anchored(0.85, position=3, feature_dtype="int8")
+    ),
+    "anchored-85-few": Ablation(
+        "anchored, 85% return to the latest 20, position 3", _anchored(0.85, position=3, anchors=20)
+    ),
     "anchored-85-4-views": Ablation("anchored, 4 views a step", _anchored(0.85, views_per_step=4)),
+    "none-middle": Ablation("no cache, timesteps 0.66 to 0.6", {"cache": False, "t_high": 0.66, "t_low": 0.6}),
     "none-4-views": Ablation("no cache, 4 views a step", {"cache": False, "views_per_step": 4}),
     **{f"age-{age}": Ablation(f"entries serve {age} steps", {"max_age": age}) for age in (10, 40)},
     **{f"change-{c:g}": Ablation(f"shallow change at most {c:g}", {"max_change": c}) for c in (0.05, 0.1, 0.2)},
     "target-0.2": Ablation("eta follows x = 0.2", {"target_x": 0.2}),
+    "quality-0.95": Ablation("eta follows 5% of error", {"target_quality": 0.95}),
     "similarity-0.99": Ablation("similarity at least 0.99", {"min_similarity": 0.99}),
     **{f"position-{k}": Ablation(f"position {k}", {"position": k}) for k in range(1, 13)},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -193,9 +194,9 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         axis.set_axis_off()
         axis.set_title(f"{name}: generated, then free with delta {', '.join(map(str, DELTAS))}", fontsize=8, loc="left")
     last = axes[-1, 0]
-    for name, scores in summary["by_object"].items():
-        last.plot([s["delta"] for s in scores], [s["psnr"] for s in scores], color="#9db8d9", linewidth=1)
-        last.annotate(name, (scores[-1]["delta"], scores[-1]["psnr"]), fontsize=6)
+    for (name, scores), style in zip(summary["by_object"].items(), cycle(("-", "--", ":", "-."))):
+        curve = [s["delta"] for s in scores], [s["psnr"] for s in scores]
+        last.plot(*curve, color="#9db8d9", linewidth=1, linestyle=style, label=name if len(shown) < 4 else None)
     deltas = [row["delta"] for row in summary["rows"]]
     for column, colour in (("PSNR, dB", "#1f4e79"), ("a neighbour instead, dB", "#b5432f")):
         last.plot(deltas, [row[column] for row in summary["rows"]], marker="o", color=colour, label=column)

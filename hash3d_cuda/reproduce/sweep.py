@@ -18,7 +18,7 @@ from hash3d_cuda.prior.ground_truth import EVALUATION_POSES, example_inputs
 from hash3d_cuda.reproduce.ablations import variant
 from hash3d_cuda.reproduce.base import Context
 from hash3d_cuda.reproduce.quality import scores
-from hash3d_cuda.sds.metrics import cache_metrics, known_truth, same_work, time_metrics
+from hash3d_cuda.sds.metrics import cache_metrics, control_metrics, known_truth, same_work, time_metrics
 from hash3d_cuda.sds.outputs import render_views, tile, to_picture
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
@@ -114,6 +114,7 @@ def figures(run: SdsRun, baseline: SdsRun) -> dict[str, Any]:
         "capacity": 0 if table is None else table.capacity,
         "slots_bytes": 0 if table is None else table.capacity * table.options.slot_bytes,
         "entries": 0 if table is None else len(table),
+        "control": control_metrics(run.caches),
         **timing(run, baseline),
         "picture": picture(views),
     }  # fmt: skip

@@ -106,6 +106,11 @@ class Guidance:
         guided = plain + self.guidance_scale * (conditioned - plain)
         return predicted_clean(self.prior.prediction_type, guided, noisy, abar)
 
+    def prefetch(self, views: StepViews) -> None:
+        """Names the views of the next step to the cache, see :meth:`hash3d_cuda.hook.Hash3DCache.prefetch`."""
+        if self.cache is not None:
+            self.cache.prefetch(views.elevation, views.azimuth, views.radius, views.timestep, self.condition)
+
     def loss(self, latents: Tensor, target: Tensor, views: StepViews) -> Tensor:
         """A scalar whose gradient with respect to the latents is w(t) (z - z_hat), times 2/numel."""
         weight = self._per_view([step_weight(self.weighting, self.abar[t]) for t in views.timestep], latents)
@@ -164,6 +169,9 @@ class Refinement(Guidance):
             noise = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
         self.forwards = len(times)
         return self._decode(clean).clamp(0, 1).to(latents.dtype)
+
+    def prefetch(self, views: StepViews) -> None:
+        """Nothing: no entry outlives its picture."""
 
     def loss(self, latents: Tensor, target: Tensor, views: StepViews) -> Tensor:
         """Mean squared distance of images."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hash3d_cuda.cache_state import sketch
 from hash3d_cuda.prior.base import Prior, Subject
 from hash3d_cuda.sds.checkpoint import find_checkpoint, read_about, remove_checkpoint
 from hash3d_cuda.sds.finite import require_finite_weights
@@ -107,7 +109,7 @@ def generate(
 
     Raises:
         ValueError: ``resume`` without a matching unfinished run, or an unfinished run without ``resume`` or
-            ``force``.
+            ``force``; ranks that were started with other arguments than the first one.
         OSError: ``out`` cannot be written; the last checkpoint stays.
         NonFinite: NaN in the prior's weights or in the loss; the last checkpoint stays.
         RankLost: another rank ended, failed or stood still; the last checkpoint stays.
@@ -116,6 +118,7 @@ def generate(
     if ranks is None:
         prepare_folder(folder, resume, force)
     else:
+        ranks.agree(what_decides(prior, subject, settings))
         ranks.first(lambda: prepare_folder(folder, resume, force))
     require_finite_weights("the U-Net", prior.unet)
     asked = Interrupt() if interrupt is None else contextlib.nullcontext(interrupt)
@@ -125,8 +128,17 @@ def generate(
     ):
         if resume:
             run.restore(folder)
+        if ranks is not None:
+            ranks.agree({"step to go on from": run.step})
         iterate([Track(run, folder, progress)], requests)
         return finish(run, folder, keep)
+
+
+def what_decides(prior: Prior, subject: Subject, settings: GenerateSettings) -> dict[str, Any]:
+    """By name, what must be the same on all ranks for them to make one object."""
+    picture = None if subject.image is None else zlib.crc32(subject.image.cpu().numpy().tobytes())
+    asked = {"subject": subject.label, "picture": picture, "prior": prior.name, "weights": sketch(prior.unet)}
+    return {name: value for name, value in settings.as_dict().items() if name != "device"} | asked
 
 
 def prepare_folder(folder: Path, resume: bool, force: bool) -> Path:

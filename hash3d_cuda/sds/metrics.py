@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -110,7 +111,25 @@ def cache_metrics(served: dict[str, int], *caches: Any) -> dict[str, Any]:
             figures[name] = sum(getattr(one, name) for one in stats)
         if tables := [table for cache in caches for table in cache.tables]:
             figures |= {"entries": sum(map(len, tables)), "capacity": sum(table.capacity for table in tables)}
+        if tiers := [one.host_tier for one in stats if one.host_tier is not None]:
+            figures["host_tier"] = asdict(sum(tiers[1:], tiers[0]))
     return figures
+
+
+def control_metrics(caches: Sequence[Any]) -> list[dict[str, Any]] | None:
+    """What moved eta, by cache: ``eta`` at the end, the targets, the share of audits, the ``mean_error`` that they saw,
+    and the latest 4,096 audits column by column (:class:`hash3d_cuda.control.Audit`). None where nothing did."""
+    found = []
+    for cache in caches:
+        config = cache.config
+        told = {"target_x": config.target_x, "target_quality": config.target_quality, "audit": config.audit_share}
+        if any(value is not None for value in told.values()):
+            rows = cache.audits()
+            columns = {name: [getattr(row, name) for row in rows] for name in ("forward", "eta", "error", "found")}
+            stats = cache.stats()
+            error = {"audited": stats.audits, "mean_error": stats.audited_error}
+            found.append({"eta": cache.eta, **told, **error, "audits": columns})
+    return found or None
 
 
 def memory_metrics(caches: Sequence[Any], device: torch.device) -> dict[str, int]:

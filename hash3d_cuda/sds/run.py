@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hash3d_cuda.checks import fail
-from hash3d_cuda.keys import Grid
 from hash3d_cuda.prior.base import Prior, Subject
+from hash3d_cuda.sds.attach import attach_caches, check_priors, make_guidance
 from hash3d_cuda.sds.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
-from hash3d_cuda.sds.compiled import OPTIONS, check_compiler, compiled
+from hash3d_cuda.sds.compiled import check_compiler, compiled
 from hash3d_cuda.sds.finite import LossWatch
-from hash3d_cuda.sds.guidance import Guidance, Refinement, resized
-from hash3d_cuda.sds.sampler import StepViews, ViewSampler
+from hash3d_cuda.sds.guidance import Guidance
+from hash3d_cuda.sds.renderer import Renderer
+from hash3d_cuda.sds.sampler import ViewSampler
 from hash3d_cuda.sds.settings import GenerateSettings
-from hash3d_cuda.sds.timing import COUNTS, StepLog, TimeSplit
+from hash3d_cuda.sds.tally import Tally
+from hash3d_cuda.sds.timing import StepLog, TimeSplit
 
 if TYPE_CHECKING:
     from hash3d_cuda.distributed import Ranks
@@ -65,11 +65,7 @@ class SdsRun:
         if ranks is not None:
             ranks.check_views(settings.views_per_step)
         self.scene = stage_scene(prior, settings, previous, together=ranks is not None)
-        self.size = settings.render_size or prior.image_size
         self.sampler = ViewSampler(settings, prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod))
-        # Once, for every step would wait for the copy.
-        pictures = (subject.image, subject.alpha)
-        self._picture = [None if v is None else resized(v.to(self.device)[None], self.size)[0] for v in pictures]
         self.generator = torch.Generator(device=self.device)
         self.log = StepLog()
         self.log.late = settings.decide == "device"
@@ -87,10 +83,8 @@ class SdsRun:
         self._compile()
         self.optimizer = self._make_optimizer()
         self.step = 0
-        self.served = dict.fromkeys(COUNTS, 0)  # by all ranks
-        self._own_served = dict.fromkeys(COUNTS, 0)
+        self.tally = Tally(self.caches, self.time, ranks)
         self.warned = False  # that checkpoints cannot be written
-        self._watched: list[Any] = []
 
     def __enter__(self) -> SdsRun:
         return self
@@ -103,13 +97,19 @@ class SdsRun:
         for cache in self.caches:
             cache.remove()
 
+    @property
+    def served(self) -> dict[str, int]:
+        """Views by what became of them, of all ranks."""
+        return self.tally.served
+
     def _compile(self) -> None:
         """What the steps call: the scene's rendering (of latents themselves, where it holds some), encoders, U-Nets."""
         wanted = self.settings.compile
         if wanted:
             check_compiler(self.device.type)
         drawn = self.scene.scene if self.settings.latent else self.scene
-        self._draw = compiled("scene", wanted, drawn.render)
+        draw = compiled("scene", wanted, drawn.render)
+        self.renderer = Renderer(draw, self.prior, self.subject, self.settings, self.device)
         for guidance, _ in self.terms():
             guidance.encode = compiled("encoder", wanted, guidance.encode)
             if guidance.cache is None:  # a cache compiles the parts of the U-Net that it runs
@@ -124,7 +124,8 @@ class SdsRun:
         with self.time.step() as row:
             terms = self.terms()
             with self.time.measure("render"):
-                images, alpha = self._render(views)
+                lit = self.sampler.shading(self.step, views.whole or views)
+                images, alpha = self.renderer.draw(views, *lit)
             rendered = images[: len(views.azimuth)]
             seen = self._see(rendered, [guidance for guidance, _ in terms])
             with self.time.measure("unet"):
@@ -132,12 +133,13 @@ class SdsRun:
                     guidance.target(latents.detach(), views, self.generator)
                     for (guidance, _), latents in zip(terms, seen, strict=True)
                 ]
+            self._prefetch()
             with self.time.measure("backward"):
                 loss = self.scene.regularisation()
                 for (guidance, weight), latents, target in zip(terms, seen, targets, strict=True):
                     loss = loss + weight * guidance.loss(latents, target, views)
                 if self.subject.image is not None:
-                    loss = loss + self.settings.reference_weight * self._reference_loss(images[-1], alpha[-1])
+                    loss = loss + self.settings.reference_weight * self.renderer.reference_loss(images[-1], alpha[-1])
                 self.watch.check(loss, self.step)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -148,7 +150,7 @@ class SdsRun:
                 self.optimizer.step()
                 if self.scene.on_step(self.step, self.settings.steps):
                     self.optimizer = self._make_optimizer()
-            self._count(row, sum(guidance.forwards for guidance, _ in terms) * len(views.azimuth))
+            self.tally.count(row, sum(guidance.forwards for guidance, _ in terms) * len(views.azimuth))
         self.step += 1
         return loss.detach()
 
@@ -164,6 +166,12 @@ class SdsRun:
                 seen[key] = guidance.see(rendered)
         return [seen[key] for key in keys]
 
+    def _prefetch(self) -> None:
+        """Names the next step's views to the host tier, if there is one: what they want is copied meanwhile."""
+        if self.settings.host_budget is not None and self.step + 1 < self.settings.steps:
+            for guidance, _ in self.terms():
+                guidance.prefetch(self.sampler.views(self.step + 1))
+
     def terms(self) -> list[tuple[Guidance, float]]:
         """Who is asked, and with what weight."""
         first = [(self.guidance, self.settings.sds_weight)]
@@ -172,9 +180,7 @@ class SdsRun:
     def settle(self) -> None:
         """Waits for the device, so that times and counts are those of all steps so far."""
         self.time.collect(wait=True)
-        if self.settings.decide == "device" and self.caches and self.log.rows:
-            stats = [cache.stats() for cache in self.caches]
-            self._file({name: sum(getattr(one, name) for one in stats) for name in COUNTS}, len(self.log.rows) - 1)
+        self.tally.settle()
 
     def save(self, folder: Path, with_cache: bool = True) -> None:
         """Writes everything that :meth:`restore` needs; raises OSError."""
@@ -197,45 +203,10 @@ class SdsRun:
         self.optimizer = self._make_optimizer()
         unpack_optimizer(self.optimizer, part(saved.tensors, "optimizer."), saved.about["optimizer"])
         self.log.rows = np.asarray(saved.tensors["log"]).tolist()
-        self.step, self.served = saved.about["step"], saved.about["served"]
+        self.step = saved.about["step"]
         for cache, file in zip(self.caches, saved.caches, strict=False):
             cache.load(file, device=self.device)
-        self._own_served = self._cache_served() if self.caches else self._own_served
-
-    def _render(self, views: StepViews) -> tuple[Tensor, Tensor]:
-        """Images [B,3,S,S] and alphas [B,1,S,S] of the step's views; a picture's own pose comes last."""
-        poses = [views.elevation, views.azimuth, views.radius]
-        if self.subject.image is not None:
-            poses = [[*values, own] for values, own in zip(poses, self._own_pose(), strict=True)]
-        elevation, azimuth, radius = (torch.tensor(p).to(self.device, non_blocking=True) for p in poses)
-        if self.settings.latent:
-            latents = self._draw(elevation, azimuth, radius, self.prior.latent_shape[1])
-            return latents.image, latents.alpha
-        shading, light = self.sampler.shading(self.step, views.whole or views)
-        if shading is None or light is None:
-            result = self._draw(elevation, azimuth, radius, self.size)
-            return result.image, result.alpha
-        count = len(views.azimuth)
-        light = light[views.first : views.first + count]
-        ways = torch.tensor(light, dtype=torch.float32).to(self.device, non_blocking=True)
-        result = self._draw(elevation[:count], azimuth[:count], radius[:count], self.size, shading, ways)
-        if count < len(elevation):  # the picture's own view keeps its colours
-            own = self._draw(elevation[count:], azimuth[count:], radius[count:], self.size)
-            return torch.cat([result.image, own.image]), torch.cat([result.alpha, own.alpha])
-        return result.image, result.alpha
-
-    def _own_pose(self) -> tuple[float, float, float]:
-        middle = sum(self.prior.radius_range) / 2
-        pose = (self.subject.elevation, self.subject.azimuth, self.subject.radius)
-        return tuple(v if v is not None else d for v, d in zip(pose, (0.0, 0.0, middle), strict=True))  # type: ignore
-
-    def _reference_loss(self, image: Tensor, alpha: Tensor) -> Tensor:
-        """How far the view from the picture's own pose, [3,S,S] and [1,S,S], is from the picture."""
-        picture, outline = self._picture
-        loss = (image - picture).square().mean()
-        if outline is not None:
-            loss = loss + (alpha - outline).square().mean()
-        return loss
+        self.tally.resume(saved.about["served"])
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         optimizer = torch.optim.Adam(self.scene.parameter_groups(self.settings.lr_scale), betas=(0.9, 0.99), eps=1e-15)
@@ -247,31 +218,6 @@ class SdsRun:
         progress = self.step / max(self.settings.steps - 1, 1)
         for group in self.optimizer.param_groups:
             group["lr"] = group["first_lr"] * (1 + (self.settings.lr_end - 1) * progress)
-
-    def _count(self, row: int, items: int) -> None:
-        """Files what the cache did in this step; its counters are host integers."""
-        if self.caches:
-            self._file(self._cache_served(), row)
-        else:
-            self._file({**self._own_served, "bypasses": self._own_served["bypasses"] + items}, row)
-        if self.settings.decide == "device":
-            return  # its look-ups are nodes of a graph, and nothing that a host could time
-        for table in (table for cache in self.caches for table in cache.tables):
-            if not any(table is known for known in self._watched):
-                self._watched.append(table)
-                self.time.watch_table(table)
-
-    def _cache_served(self) -> dict[str, int]:
-        served = [cache.served() for cache in self.caches]
-        return {name: sum(counts[name] for counts in served) for name in COUNTS}
-
-    def _file(self, served: dict[str, int], row: int) -> None:
-        """Files by how much ``served``, this process's counts so far, has grown, and the other ranks' theirs."""
-        new = [served[name] - self._own_served[name] for name in COUNTS]
-        self._own_served = served
-        for name, amount in zip(COUNTS, new if self.ranks is None else self.ranks.total(new), strict=True):
-            self.served[name] += amount
-            self.log.add(row, name, amount)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -286,71 +232,6 @@ class SdsRun:
                 f"resume: the run in {str(folder)!r} was started with another {', '.join(different)}; "
                 "give the same, or --force to start over"
             )
-
-
-def attach_cache(prior: Prior, settings: GenerateSettings, conditions: int = 1, group: Any = None) -> Any:
-    """Puts the cache on the prior's U-Net, for so many subjects that share its memory, and the ranks of ``group``."""
-    from hash3d_cuda import Hash3DConfig, apply_hash3d
-    from hash3d_cuda.checks import DTYPE_NAMES
-
-    stored = settings.feature_dtype
-    config = Hash3DConfig(
-        eta=settings.eta, position=settings.position, groups=prior.groups, grids=settings.grids,
-        **settings.room(conditions), seed=settings.seed, mode=settings.mode,
-        match=settings.match, weighting=settings.aggregation, queue_length=settings.queue_length,
-        num_buckets=settings.num_buckets, min_similarity=settings.min_similarity, max_age=settings.max_age,
-        max_change=settings.max_change, target_x=settings.target_x, max_conditions=conditions,
-        feature_dtype=None if stored is None else DTYPE_NAMES[stored], process_group=group,
-        decide=settings.decide, compile=dict(OPTIONS) if "unet" in settings.compile else False,
-    )  # fmt: skip
-    return apply_hash3d(prior.unet, config)
-
-
-def attach_caches(priors: Sequence[Prior], settings: GenerateSettings, group: Any = None) -> list[Any]:
-    """One cache per U-Net: each prior's own, or one with a table for each subject when they ask the same U-Net."""
-    if not settings.cache:
-        return []
-    if settings.objective == "refine":
-        settings = replace(settings, eta=1.0, grids=temporal_grids(settings))
-    unets = {id(prior.unet): prior for prior in priors}
-    caches: list[Any] = []
-    try:
-        for prior in unets.values():
-            caches.append(attach_cache(prior, settings, len(priors) // len(unets), group))
-    except BaseException:
-        for cache in caches:
-            cache.remove()
-        raise
-    return caches
-
-
-def temporal_grids(settings: GenerateSettings) -> tuple[Grid, ...]:
-    """One cell per view and ``reuse_interval`` denoising steps; poses do not change from one to the next."""
-    return (Grid(1.0, 1.0, 0.1, float(settings.reuse_interval * settings.denoise_stride)),)
-
-
-def make_guidance(prior: Prior, subject: Subject, cache: Any, settings: GenerateSettings) -> Guidance:
-    """What the objective of the settings asks of the first prior."""
-    if settings.objective == "refine":
-        return Refinement(prior, subject, cache, settings.guidance_scale, settings.denoise_stride)
-    return Guidance(prior, subject, cache, settings.guidance_scale, settings.weighting)
-
-
-def check_priors(
-    prior: Prior, subject: Subject, settings: GenerateSettings, second: tuple[Prior, Subject] | None
-) -> None:
-    """Raises ValueError where priors and subjects are not what the settings need."""
-    if settings.latent and subject.image is not None:
-        fail(ValueError, "latent", "a subject given by name", "a picture", "pictures cannot be compared with latents")
-    if not settings.second_weight:
-        return
-    if second is None:
-        fail(ValueError, "second", "another prior and its subject (second_weight is not 0)", second, "pass second=")
-    if len(second[0].alphas_cumprod) != len(prior.alphas_cumprod):
-        counts = len(prior.alphas_cumprod), len(second[0].alphas_cumprod)
-        fail(
-            ValueError, "second", f"a prior of {counts[0]} timesteps", counts[1], "take priors of one schedule's length"
-        )
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

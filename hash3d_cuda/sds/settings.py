@@ -79,10 +79,13 @@ class GenerateSettings:
         memory_budget: bytes of the table; a string such as ``"256MiB"`` is converted. None with ``capacity``; with
             neither, 256 MiB, or with ``sampler="anchored"`` room for the anchors.
         capacity: entries of the table, in the place of ``memory_budget``.
+        host_budget: bytes of host memory for a second tier behind the table, or a string such as ``"32GiB"``; None for
+            none. See :mod:`hash3d_cuda.host_tier`.
         mode, match, queue_length, num_buckets, min_similarity: as in :class:`hash3d_cuda.Hash3DConfig`.
         feature_dtype: what the table stores features in, ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int8"`` or
             ``"fp8"``; None is what the U-Net computes in.
-        max_age, max_change, target_x: likewise, see :mod:`hash3d_cuda.freshness`.
+        max_age, max_change: likewise, see :mod:`hash3d_cuda.freshness`.
+        target_x, target_quality, audit: likewise, see :mod:`hash3d_cuda.control`.
         sampler: ``"uniform"`` poses, or ``"anchored"``: most views return to where the table holds an entry, see
             :mod:`hash3d_cuda.sds.anchors`. It goes with ``eta=1`` and one grid, such as ``ANCHOR_GRIDS``.
         reuse: with ``"anchored"``, the share of the views that return.
@@ -131,6 +134,7 @@ class GenerateSettings:
     grids: tuple[Grid, ...] = PAPER_GRIDS
     memory_budget: int | None = None
     capacity: int | None = None
+    host_budget: int | None = None
     mode: str = "feature"
     match: str = "cell"
     aggregation: str = "softmax"
@@ -141,9 +145,11 @@ class GenerateSettings:
     max_age: int | None = None
     max_change: float | None = None
     target_x: float | None = None
+    target_quality: float | None = None
+    audit: float | None = None
     sampler: str = "uniform"
     reuse: float = 0.85
-    anchors: int = 20
+    anchors: int = 120
     jitter: float = 1.0
     fresh_power: float = 1.5
     decide: str = "host"
@@ -225,9 +231,13 @@ class GenerateSettings:
             if self.memory_budget is not None:
                 fail(ValueError, "capacity", "no capacity beside memory_budget", self.capacity, "give one of the two")
             self._set("capacity", check_int("capacity", self.capacity, 1))
-        elif self.memory_budget is not None or self.sampler == "uniform":
-            budget = DEFAULT_BUDGET if self.memory_budget is None else self.memory_budget
-            self._set("memory_budget", parse_bytes("memory_budget", budget))
+        elif self.memory_budget is not None:
+            self._set("memory_budget", parse_bytes("memory_budget", self.memory_budget))
+        if self.host_budget is not None:
+            self._set("host_budget", parse_bytes("host_budget", self.host_budget))
+            for name, free in (("decide", "host"), ("min_similarity", None)):
+                if (got := getattr(self, name)) != free:
+                    fail(ValueError, name, f"{free!r} with a host_budget", got, "leave one of the two out")
         check_choice("mode", self.mode, MODES)
         check_choice("match", self.match, MATCHES)
         check_choice("aggregation", self.aggregation, AGGREGATIONS)
@@ -241,17 +251,21 @@ class GenerateSettings:
             self._set("max_age", check_int("max_age", self.max_age, 1))
         if self.max_change is not None:
             self._set("max_change", check_real("max_change", self.max_change, 0.0))
-        if self.target_x is not None:
-            self._set("target_x", check_real("target_x", self.target_x, 0.0, 1.0))
+        for name in ("target_x", "target_quality", "audit"):
+            if getattr(self, name) is not None:
+                self._set(name, check_real(name, getattr(self, name), 0.0, 1.0))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def room(self, tables: int = 1) -> dict[str, int | None]:
-        """``capacity`` and ``memory_budget`` of so many tables together, one of them None: as given, or what the
-        anchored sampler returns to and a step's own."""
+        """``capacity`` and ``memory_budget`` of so many tables together, one of them None: as given, or 256 MiB, or
+        what the anchored sampler returns to and a step's own."""
         if self.capacity is None and self.memory_budget is None:
-            return {"capacity": (self.anchors + self.views_per_step) * tables, "memory_budget": None}
+            if self.sampler == "uniform":
+                return {"capacity": None, "memory_budget": DEFAULT_BUDGET}
+            fresh = max(round((1 - self.reuse) * self.steps * self.views_per_step), 1)  # anchors that there will be
+            return {"capacity": (min(self.anchors, fresh) + self.views_per_step) * tables, "memory_budget": None}
         return {"capacity": self.capacity, "memory_budget": self.memory_budget}
 
     def as_dict(self) -> dict[str, Any]:
@@ -271,7 +285,8 @@ class GenerateSettings:
         """Names of the fields in which ``other`` differs and that change the result."""
         harmless = {"device", "checkpoint_every", "turntable_frames", "turntable_size"}
         names = [field.name for field in fields(self) if field.name not in harmless]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        one, two = ({**vars(settings), **settings.room()} for settings in (self, other))
+        return [name for name in names if one[name] != two[name]]
 
 
 def as_grids(grids: Sequence[Grid | Sequence[float]]) -> tuple[Grid, ...]:

@@ -40,7 +40,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     try:
         if isinstance(content.get("grids"), str):
             content["grids"] = parse_grids(content["grids"])
-        GenerateSettings.from_dict(content)
+        # Whether there is such a GPU is for the machine to say that the run is made on, and --device goes first.
+        later = {"device": "cpu"} if str(content.get("device")).startswith("cuda") else {}
+        GenerateSettings.from_dict(content | later)
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings: {str(path)!r}: {error}") from None
     return content

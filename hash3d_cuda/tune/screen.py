@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hash3d_cuda.bounds import step_bound
+from hash3d_cuda.config import POLICIES
 from hash3d_cuda.options import BudgetTooSmall, TableOptions
 from hash3d_cuda.plan.ranges import settings_keys
 from hash3d_cuda.plan.simulate import simulate
 from hash3d_cuda.reproduce.ablations import EVERYWHERE
 from hash3d_cuda.reproduce.sweep import with_own_hooks
+from hash3d_cuda.sds.attach import cache_config
 from hash3d_cuda.sds.metrics import time_metrics
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
@@ -22,7 +24,7 @@ from hash3d_cuda.tune.space import Changes, as_settings
 
 DECIDE_VIEWS = (
     "eta", "seed", "steps", "views_per_step", "schedule", "t_high", "t_low", "t_move", "sampler", "reuse", "anchors",
-    "jitter", "fresh_power",
+    "jitter", "fresh_power", "max_age", "target_x", "target_quality", "audit",
 )  # fmt: skip
 STEPS = 4  # of each measurement; the first one, which warms up, does not count
 WORTHWHILE = 1.02  # predicted speed-up below which a setting is not tried
@@ -53,6 +55,7 @@ def calibrate(
     plain, _ = measure(prior, asked, replace(base, cache=False), context.clock)
     # One cell for everything: after the first step all views hit.
     always = dict(eta=1.0, grids=(EVERYWHERE,), match="bucket", num_buckets=1, min_similarity=None, mode="feature")
+    always |= dict.fromkeys(POLICIES)
     room = dict(capacity=2 * base.views_per_step, memory_budget=None, decide="host", cache=True)
     found: dict[str, Any] = {"share": plain["split_s"]["unet_full"] / plain["total_s"], "r": {}, "table": {}}
     for position in positions:
@@ -83,7 +86,8 @@ def predict(
 ) -> list[Prediction]:
     """What each combination promises, in their order; those whose memory holds no entry are left out.
 
-    Quality is not predicted, nor what ``min_similarity`` turns down.
+    Quality is not predicted, nor what ``min_similarity`` and ``max_change`` turn down, and with ``target_quality`` eta
+    is taken to go to 1: then it is the most that a setting can promise.
     """
     known: dict[Any, float] = {}
     predictions = []
@@ -113,8 +117,11 @@ def simulated(prior: Any, settings: GenerateSettings, table: Mapping[str, Any], 
     if key not in known:
         ranges = prior.elevation_range, prior.radius_range, len(prior.alphas_cumprod)
         keys = settings_keys(settings, *ranges)
-        run = simulate(keys, settings.eta, capacity=slots, seed=settings.seed, coverage=False, **indexing)
-        known[key] = run.x
+        known[key] = simulate(
+            keys, settings.eta if settings.target_quality is None else 1.0, capacity=slots, seed=settings.seed,
+            coverage=False, max_age=settings.max_age, target_x=settings.target_x,
+            audit=cache_config(settings).audit_share, **indexing,
+        ).x  # fmt: skip
     return known[key]
 
 

@@ -2,6 +2,7 @@
 // build with HASH3D_EMULATE the kernels run on the CPU and can be watched by the sanitizers.
 //
 //   engine_backends [ROUNDS [SEED]]    exit code 0, or 1 with a line that says what differs
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -50,11 +51,12 @@ class Pair {
       : random_(random), config_(config), cpu_(config, Context{}), other_(config, context()) {}
 
   const char* step() {
-    const auto choice = random_.engine() % 12;
+    const auto choice = random_.engine() % 14;
     if (choice < 5) return append_both();
     if (choice < 9) return query_both();
     if (choice < 10) return lookup_both();
     if (choice < 11) return similarity_both();
+    if (choice < 13) return restore_both();
     clear(cpu_.table, Context{});
     clear(other_.table, context());
     return nullptr;
@@ -194,6 +196,61 @@ class Pair {
       if (!near(a[i], b[i], 1e-4f)) return "similarity";
     }
     return nullptr;
+  }
+
+  const char* restore_both() {
+    const char* differs = restore_one(cpu_, Context{});
+    return differs != nullptr ? differs : restore_one(other_, context());
+  }
+
+  // As a file is read that was written a moment before: what append measured has to come out alike, bit for bit.
+  const char* restore_one(Owner& owner, const Context& context) {
+    const auto counters = owner.counters;
+    const auto similarity = owner.similarity, norms = owner.norms, cells = owner.cells;
+    const auto joined = owner.joined;
+    const auto serials = live(owner);
+    const auto member = members(owner, serials);
+    clear(owner.table, context);
+    std::copy(counters.begin(), counters.end(), owner.counters.begin());
+    owner.counters[kLive] = 0;
+    std::fill(owner.norms.begin(), owner.norms.end(), -1.0f);
+    std::fill(owner.cells.begin(), owner.cells.end(), -1.0f);
+    int32_t overflow = 7;
+    restore(owner.table, serials.data(), member.data(), static_cast<int64_t>(serials.size()), &overflow, context);
+    std::copy(similarity.begin(), similarity.end(), owner.similarity.begin());
+    if (overflow != 0) return "overflow of restore";
+    if (owner.counters != counters || owner.joined != joined) return "counters before and after restore";
+    for (int64_t serial : serials) {
+      const int64_t slot = serial % config_.capacity;
+      if (!same(norms, owner.norms, slot, 1)) return "norms before and after restore";
+      if (!same(cells, owner.cells, slot, kKeyDims * config_.grids)) return "cells before and after restore";
+    }
+    return nullptr;
+  }
+
+  std::vector<int64_t> live(const Owner& owner) const {
+    std::vector<int64_t> serials;
+    const int64_t next = owner.counters[kNextSerial];
+    for (int64_t serial = std::max<int64_t>(0, next - config_.capacity); serial < next; ++serial) {
+      if (owner.joined[serial % config_.capacity] > 0) serials.push_back(serial);
+    }
+    return serials;
+  }
+
+  // In which chains they stand, [K, M].
+  std::vector<uint8_t> members(const Owner& owner, const std::vector<int64_t>& serials) const {
+    std::vector<uint8_t> member;
+    const int64_t width = config_.num_buckets * (1 + config_.queue_length);
+    for (int64_t serial : serials) {
+      for (int grid = 0; grid < config_.grids; ++grid) {
+        bool found = false;
+        for (int64_t i = grid * width; i < (grid + 1) * width; ++i) {
+          found = found || (i % (1 + config_.queue_length) != 0 && owner.chains[i] == serial);
+        }
+        member.push_back(found);
+      }
+    }
+    return member;
   }
 
   Random& random_;

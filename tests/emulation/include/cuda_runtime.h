@@ -99,7 +99,12 @@ T atomicOr(T* place, T value) {
 inline float __uint_as_float(uint32_t bits) { return hash3d::cpu::float_of_bits(bits); }
 inline uint32_t __float_as_uint(float value) { return hash3d::cpu::bits_of_float(value); }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoKernelImageForDevice = 209,
+};
 using cudaStream_t = void*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -107,15 +112,23 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream = nullptr;
 };
 
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+// For tests: what every launch answers instead of running, where it is not cudaSuccess; the current device, and how
+// often one was set.
+namespace emulation {
+inline cudaError_t refusal = cudaSuccess;
+inline int device = 0, settings = 0;
+}  // namespace emulation
+
+inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "refused"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulation::device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return emulation::device = device, ++emulation::settings, cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+  if (emulation::refusal != cudaSuccess) return emulation::refusal;
   emulation::run(config->gridDim, config->blockDim, [&] { std::apply(kernel, values); });
   return cudaSuccess;
 }
