@@ -42,9 +42,9 @@ def run_query(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor
     if out is not None and rows_are_dense(out):
         target = out
     else:
-        # On a GPU rows that miss are zero from the start: to blank them afterwards would move twice the bytes.
-        make = torch.zeros if table._on_gpu else torch.empty
-        target = make(rows, *options.feature_shape, dtype=options.answer_dtype, device=device)
+        target = torch.empty(rows, *options.feature_shape, dtype=options.answer_dtype, device=device)
+        if table._on_gpu:  # rows that miss are zero from the start: to blank them afterwards would move twice the bytes
+            target.zero_()
     queue = options.queue_length
     answers = torch.empty(PackedResult.size(rows, queue), dtype=torch.uint8, device=device)
     scratch = torch.empty(engine.query_scratch(rows), dtype=torch.uint8, device=device) if table._on_gpu else None

@@ -36,7 +36,7 @@ def checkout(variable: str) -> Path:
 def importing(*folders: Path, without: tuple[str, ...] = ()) -> Iterator[None]:
     """Inside the block modules of ``folders`` can be imported, and those of ``without`` that are not installed are
     replaced. Afterwards neither is left."""
-    finder = _Finder(without)
+    finder = Finder(without)
     path, known = list(sys.path), set(sys.modules)
     sys.path[:0] = [str(folder) for folder in folders]
     sys.meta_path.append(finder)
@@ -89,7 +89,7 @@ class _Nothing(ModuleType):
         return _Anything(name, (), {"replaced": True})
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Asked last, so that what is installed is found first."""
 
     def __init__(self, names: tuple[str, ...]) -> None:

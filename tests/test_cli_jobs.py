@@ -185,7 +185,11 @@ def test_changed_jobs_are_refused_kept_or_made_anew(tmp_path, capsys):
     assert len(errors) == 2 and "'a' was begun with other fields or options (subject)" in errors[0]
     assert "'b' was begun with other fields or options (steps)" in errors[1] and "--overwrite" in errors[1]
     assert not (tmp_path / "made" / "c").exists()
-    assert main([*argv, "--keep"]) == 0
+    assert main([*argv[:-1], "--keep"]) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[:2] == [
+        f"hash3d: {name}: kept as it is, made with another {what}" for name, what in (("a", "subject"), ("b", "steps"))
+    ]
     assert steps_made(tmp_path, "a", "b", "c") == [1, 1, 1] and set(statuses(tmp_path).values()) == {"done"}
     assert main([*argv, "--overwrite"]) == 0
     assert steps_made(tmp_path, "a", "b", "c") == [1, 2, 1]

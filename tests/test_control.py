@@ -123,7 +123,7 @@ def test_an_audit_under_a_unet_compares_what_would_have_been_served(options: dic
 
 @torch.no_grad()
 def test_the_answer_of_an_audit_is_the_models_own_though_freeu_writes_in_place() -> None:
-    loop = Loop(position=10, audit=1.0)
+    loop = Loop(position=4, audit=1.0)
     loop.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.4, b2=1.6)  # type: ignore[operator]
     for scale in (1.0, 1.5):
         inputs = {**loop.inputs, "sample": loop.inputs["sample"] * scale}

@@ -40,6 +40,7 @@ def run_jobs(options: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"hash3d: error: {problem}", file=sys.stderr)
         return 2
+    tell_kept(options, changed, ledger)
     if elsewhere is not None:
         fine = work_on_ray(options, jobs, ledger, elsewhere.cuda)
     else:
@@ -56,6 +57,18 @@ def begun_otherwise(job: Any, ledger: Any) -> str:
         f"out: {job.name!r} was begun with other fields or options{what}; give the same, or another out; --overwrite "
         "makes it anew, --keep leaves it if it is done"
     )
+
+
+def tell_kept(options: argparse.Namespace, changed: list[Any], ledger: Any) -> None:
+    """Says which jobs --keep leaves as they are, though they would be made otherwise now."""
+    from hash3d_cuda.jobs import Status
+
+    if not options.keep or options.quiet or own_rank() > 0:
+        return
+    for job in changed:
+        if ledger.status(job) is Status.DONE:
+            names = ", ".join(ledger.differences(job))
+            print(f"hash3d: {job.name}: kept as it is, made with another {names}", file=sys.stderr)
 
 
 def check_options(options: argparse.Namespace) -> None:

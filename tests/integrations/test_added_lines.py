@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,48 +12,16 @@ import dreamgaussian_cases as dreamgaussian
 import numpy as np
 import pytest
 import torch
+from added_lines import ADDED, with_lines
 from foreign_code import ROOT, checkout, importing
 
 from hash3d_cuda.unet import pose_from_camera
 
-ATTACH = "        hash3d_dreamgaussian.attach(self, eta=0.5)"
-REFINE = "        hash3d_dreamgaussian.attach_refine(self)"
-LAST = "                self.guidance_zero123.get_img_embeds(self.input_img_torch)"
-# file: line of upstream's after which they go -> lines
-ADDED = {
-    "dreamgaussian": {
-        "main.py": {
-            "import rembg": ["import hash3d_dreamgaussian"],
-            LAST: [ATTACH],
-            "            # guidance loss": ["            self.hash3d.look(vers, hors, radii)"],
-        },
-        "main2.py": {"import rembg": ["import hash3d_dreamgaussian"], LAST: [REFINE]},
-    },
-    "stable_dreamfusion": {
-        "main.py": {
-            "        trainer.default_view_data = train_loader._data.get_default_view_data()": [
-                "        import hash3d_stable_dreamfusion",
-                "        hash3d_stable_dreamfusion.attach(trainer, eta=0.5)",
-            ]
-        }
-    },
-    "gaussiandreamer": {"launch.py": {"    import threestudio": ["    import hash3d_gaussiandreamer"]}},
-}
 FILES = [(system, name) for system, files in ADDED.items() for name in files]
 WITHOUT = (
     *dreamgaussian.WITHOUT, "diff_gaussian_rasterization", "mcubes", "nvdiffrast", "plyfile", "pygltflib", "pymeshlab",
     "scipy", "simple_knn", "sklearn", "tqdm", "trimesh", "xatlas",
 )  # fmt: skip
-
-
-def with_lines(folder: Path, system: str, name: str) -> str:
-    """Upstream's text with the lines put in."""
-    lines = (folder / name).read_text(encoding="utf-8").split("\n")
-    for anchor, added in ADDED[system][name].items():
-        assert lines.count(anchor) == 1, f"{name} has {anchor.strip()!r} {lines.count(anchor)} times"
-        place = lines.index(anchor) + 1
-        lines[place:place] = added
-    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("system", ADDED)

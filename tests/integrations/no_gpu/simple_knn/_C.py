@@ -1,0 +1,7 @@
+"""Stands for simple-knn: every point's neighbours lie equally near."""
+
+import torch
+
+
+def distCUDA2(points):
+    return torch.full((len(points),), 1e-3)
