@@ -101,7 +101,8 @@ def test_memory_that_was_not_given_is_that_of_the_sampler_in_the_run_and_in_the_
     for changes in ({"sampler": "anchored"}, {"sampler": "uniform"}, {"sampler": "anchored", "capacity": 9}):
         varied = replace(base, **as_settings({**ANCHORED, **changes}))
         written = {name: value for name, value in {**ANCHORED, **changes}.items() if value is not None}
-        assert varied.room() == GenerateSettings(**as_settings(written)).room()
+        size = {"steps": BASE.steps, "views_per_step": BASE.views_per_step}  # of the run, not of the file
+        assert varied.room() == GenerateSettings(**size, **as_settings(written)).room()
     back = replace(replace(base, sampler="anchored"), sampler="uniform")
     assert back.room() == base.room() == {"capacity": None, "memory_budget": DEFAULT_BUDGET}
 
