@@ -118,6 +118,16 @@ def test_age_and_audits_are_as_in_the_hook():
     assert audited.hits == 0 and audited.stored == 12 and audited.misses == 12
 
 
+@pytest.mark.parametrize("option", [{"max_age": 5}, {"target_x": 0.05}, {"audit": 0.5}])
+def test_settings_bring_what_limits_hits(option):
+    base = dict(steps=80, schedule="uniform", grids=POSE_GRIDS, eta=0.9, capacity=160, seed=2)
+    settings = GenerateSettings(**base, **option)
+    found = plan(settings).simulation
+    asked = dict(grids=settings.grids, capacity=160, seed=2)
+    assert np.array_equal(found.grid, simulate(settings_keys(settings), 0.9, **asked, **option).grid)
+    assert not np.array_equal(found.grid, plan(GenerateSettings(**base)).simulation.grid)
+
+
 def test_memory_is_what_the_table_takes():
     setting = CacheSetting(memory_budget="64MiB", position=4)
     memory = plan(SMALL, setting, unet="sd21").memory
@@ -218,6 +228,11 @@ def test_search_keeps_to_the_budget():
         assert (again.simulation.x, again.step_bound) == (one.x, one.step_bound)
         assert again.memory.allocated <= 14 * 2**20
     assert found.best[0].step_bound >= found.step_bound
+
+
+def test_search_leaves_out_what_the_host_has_no_room_for():
+    setting = CacheSetting(memory_budget="90MiB", host_budget="64MiB", num_buckets=1009)
+    assert plan(replace(SMALL, steps=20), setting, unet="sd21", search=True).best
 
 
 def test_command_line(tmp_path, capsys):

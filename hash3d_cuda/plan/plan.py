@@ -50,6 +50,9 @@ class CacheSetting:
     feature_dtype: str | None = None
     azimuth_period: float | None = 360.0
     timestep_first: bool = False
+    max_age: int | None = None
+    target_x: float | None = None
+    audit: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,7 +70,10 @@ class CacheSetting:
     @property
     def indexing(self) -> dict[str, Any]:
         """The keyword arguments of :func:`simulate` beside eta, capacity and seed."""
-        names = ("grids", "num_buckets", "queue_length", "match", "azimuth_period", "timestep_first")
+        names = (
+            "grids", "num_buckets", "queue_length", "match", "azimuth_period", "timestep_first",
+            "max_age", "target_x", "audit",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
@@ -212,13 +218,14 @@ def plan(
         setting = setting_of(views) if is_settings else CacheSetting()
     check_choice("vae", vae, VAES)
     check_int("position", setting.position, 1, UNETS[name].positions)
+    check_int("runs", runs, 1, 10_000)
     cost = unet_cost(name, positions=(setting.position,))
+    encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
+    share = unet_share(cost, setting.groups, encoder, other_share)
     memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
     room: dict[str, Any] = {"capacity": memory.entries, "front": memory.front}
     run = simulate(keys, setting.eta, **room, seed=setting.seed, **setting.indexing)
     repeats = repeat(views, run, runs, seed=seed, setting=setting, capacity=memory.entries, **(ranges or {}))
-    encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
-    share = unet_share(cost, setting.groups, encoder, other_share)
     r = cost.r[setting.position]
     bounds = unet_bound(run.x, r), step_bound(run.x, r, share)
     title = title or UNETS[name].label
@@ -240,7 +247,7 @@ def setting_of(settings: Any) -> CacheSetting:
     """The cache's options in a :class:`hash3d_cuda.sds.settings.GenerateSettings`."""
     names = (
         "position", "grids", "memory_budget", "capacity", "host_budget", "match", "queue_length", "num_buckets",
-        "feature_dtype", "seed",
+        "feature_dtype", "seed", "max_age", "target_x", "audit",
     )  # fmt: skip
     found = {**{name: getattr(settings, name, None) for name in names}, **settings.room()}
     values = {name: value for name, value in found.items() if value is not None}

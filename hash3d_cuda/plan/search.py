@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hash3d_cuda.bounds import step_bound
 from hash3d_cuda.checks import parse_bytes
-from hash3d_cuda.options import BudgetTooSmall
 from hash3d_cuda.plan.plan import UNLIMITED, CacheSetting, Plan, table_memory
 from hash3d_cuda.plan.simulate import simulate
 from hash3d_cuda.unet.configs import UNETS
@@ -75,7 +74,7 @@ def _best(keys: Tensor, plan: Plan, eta: float, feature_dtype: torch.dtype | Non
         for name, setting in _settings(replace(plan.setting, eta=eta, position=position)):
             try:
                 memory = table_memory(setting, cost, views, feature_dtype)
-            except BudgetTooSmall:
+            except ValueError:  # no room for one entry, or a host_budget for fewer entries than the device holds then
                 continue
             capacity = min(memory.entries, views)
             if capacity <= room.get(f"{name} {setting.num_buckets}", 0):
