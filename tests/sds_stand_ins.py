@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -77,3 +79,16 @@ def skip_pages(patch):
 
     patch.setattr("hash3d_cuda.sds.export.write_glb", refuse)
     patch.setattr("hash3d_cuda.sds.report.write_report", lambda *_: None)
+
+
+def write_jobs(tmp_path, jobs, small):
+    """Writes a file of jobs; returns the command that runs them into ``tmp_path / "made"``, with ``small`` options."""
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("\n".join(json.dumps(job) for job in jobs))
+    return ["generate", "--jobs", str(path), "--out", str(tmp_path / "made"), *small]
+
+
+def job_statuses(tmp_path):
+    """Job -> its status, as the summary of :func:`write_jobs`' command has it."""
+    summary = json.loads((tmp_path / "made" / "summary.json").read_text())
+    return {row["job"]: row["status"] for row in summary["jobs"]}

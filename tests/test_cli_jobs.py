@@ -11,7 +11,7 @@ import time
 
 import pytest
 from PIL import Image
-from sds_stand_ins import TinyPrior, skip_pages
+from sds_stand_ins import TinyPrior, job_statuses, skip_pages, write_jobs
 
 from hash3d_cuda.cli import main
 from hash3d_cuda.sds.checkpoint import find_checkpoint
@@ -37,14 +37,7 @@ def tiny_prior(monkeypatch):
 
 
 def write(tmp_path, *jobs):
-    path = tmp_path / "jobs.jsonl"
-    path.write_text("\n".join(json.dumps(job) for job in jobs))
-    return ["generate", "--jobs", str(path), "--out", str(tmp_path / "made"), *SMALL]
-
-
-def statuses(tmp_path):
-    summary = json.loads((tmp_path / "made" / "summary.json").read_text())
-    return {row["job"]: row["status"] for row in summary["jobs"]}
+    return write_jobs(tmp_path, jobs, SMALL)
 
 
 def views(folder):
@@ -69,7 +62,7 @@ def test_jobs_from_start_to_summary(tmp_path, capsys, tiny_prior):
     )
     assert main(argv) == 1
     captured = capsys.readouterr()
-    assert statuses(tmp_path) == {"named": "done", "pictured": "done", "taken": "failed", "recipe": "done"}
+    assert job_statuses(tmp_path) == {"named": "done", "pictured": "done", "taken": "failed", "recipe": "done"}
     assert captured.out.splitlines()[-2:] == ["3 done, 1 failed", f"wrote {tmp_path / 'made' / 'summary.html'}"]
     assert "mesh.glb, which hash3d did not write" in captured.out and "Traceback" not in captured.err
     assert (tmp_path / "made" / "taken" / "mesh.glb").read_text() == "mine"
@@ -190,7 +183,7 @@ def test_changed_jobs_are_refused_kept_or_made_anew(tmp_path, capsys):
     assert errors[:2] == [
         f"hash3d: {name}: kept as it is, made with another {what}" for name, what in (("a", "subject"), ("b", "steps"))
     ]
-    assert steps_made(tmp_path, "a", "b", "c") == [1, 1, 1] and set(statuses(tmp_path).values()) == {"done"}
+    assert steps_made(tmp_path, "a", "b", "c") == [1, 1, 1] and set(job_statuses(tmp_path).values()) == {"done"}
     assert main([*argv, "--overwrite"]) == 0
     assert steps_made(tmp_path, "a", "b", "c") == [1, 2, 1]
     assert json.loads((tmp_path / "made" / "a" / "metrics.json").read_text())["subject"]["label"] == "ball"
@@ -248,7 +241,7 @@ def test_a_killed_workers_job_is_taken_up_by_another_from_its_checkpoint(tmp_pat
     victim.kill()
     other.join(240)
     assert (victim.exitcode, other.exitcode) == (-signal.SIGKILL, 0) and about["step"] >= 2
-    assert statuses(tmp_path) == {"a": "done", "b": "done"}
+    assert job_statuses(tmp_path) == {"a": "done", "b": "done"}
     attempts = {path.name for path in (made / ".hash3d-jobs" / "a").iterdir()}
     assert {"1.claim", "2.claim", "2.end"} <= attempts and "1.end" not in attempts
     for name, word in (("a", "cube"), ("b", "ball")):
@@ -274,7 +267,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path, monkeypatch,
     wait_for(lambda: find_checkpoint(tmp_path / "made" / "a") is not None, worker)
     os.kill(worker.pid, signal.SIGINT)
     worker.join(120)
-    assert worker.exitcode == 1 and statuses(tmp_path) == {"a": "waiting", "b": "waiting"}
+    assert worker.exitcode == 1 and job_statuses(tmp_path) == {"a": "waiting", "b": "waiting"}
     assert "2 of 2 jobs are not over; the same command goes on" in capfd.readouterr().err
     assert main([*argv, "--quiet"]) == 0
-    assert statuses(tmp_path) == {"a": "done", "b": "done"}
+    assert job_statuses(tmp_path) == {"a": "done", "b": "done"}

@@ -9,7 +9,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from sds_stand_ins import TinyPrior, skip_pages
+from sds_stand_ins import TinyPrior, job_statuses, skip_pages, write_jobs
 
 from hash3d_cuda.cli import main
 from hash3d_cuda.jobs import Job, Ledger, ray_workers
@@ -81,14 +81,7 @@ def stand_in(monkeypatch):
 
 
 def write(tmp_path, *jobs):
-    path = tmp_path / "jobs.jsonl"
-    path.write_text("\n".join(json.dumps(job) for job in jobs))
-    return ["generate", "--jobs", str(path), "--out", str(tmp_path / "made"), *SMALL]
-
-
-def statuses(tmp_path):
-    summary = json.loads((tmp_path / "made" / "summary.json").read_text())
-    return {row["job"]: row["status"] for row in summary["jobs"]}
+    return write_jobs(tmp_path, jobs, SMALL)
 
 
 AB = {"out": "a", "prompt": "cube"}, {"out": "b", "prompt": "ball"}
@@ -99,7 +92,7 @@ def test_jobs_on_a_cluster(tmp_path, stand_in, capsys):
     assert main([*write(tmp_path, *AB), "--ray=0", "--ray-cpus=2", "--steps=1"]) == 0
     needs = {"max_retries": 3, "num_cpus": 2.0, "num_gpus": 0.0}
     assert ray.told == [{"log_to_driver": True}, needs, "down"]
-    assert statuses(tmp_path) == {"a": "done", "b": "done"}
+    assert job_statuses(tmp_path) == {"a": "done", "b": "done"}
     assert not list((tmp_path / "made" / ".hash3d-jobs").glob("*.seen"))
     made = json.loads((tmp_path / "made" / "b" / "metrics.json").read_text())["settings"]
     assert (made["cache"], made["steps"]) == (False, 1)
@@ -111,7 +104,7 @@ def test_jobs_on_a_cluster(tmp_path, stand_in, capsys):
 def test_a_lost_worker_is_told_and_others_go_on(tmp_path, stand_in, capsys):
     stand_in(CPU=1.0).crash = (2,)
     assert main([*write(tmp_path, *AB), "--ray=3", "--steps=1"]) == 1
-    assert statuses(tmp_path) == {"a": "done", "b": "done"}
+    assert job_statuses(tmp_path) == {"a": "done", "b": "done"}
     error = capsys.readouterr().err
     assert "hash3d: 3 workers, and room for 1 by now" in error
     assert "hash3d: error: ray: worker 2: its process ended without a word, 4 times" in error
@@ -224,4 +217,4 @@ def test_on_ray_itself(tmp_path):
     words = [sys.executable, "-m", "hash3d_cuda", *argv, "--ray=2", "--steps=2"]
     told = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert told.returncode == 0, told.stderr
-    assert statuses(tmp_path) == {"a": "done", "b": "done"} and "hash3d: b: done" in told.stderr
+    assert job_statuses(tmp_path) == {"a": "done", "b": "done"} and "hash3d: b: done" in told.stderr

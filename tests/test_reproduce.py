@@ -16,6 +16,7 @@ import pytest
 from sds_stand_ins import TinyPrior
 
 from hash3d_cuda.cli.main import main
+from hash3d_cuda.cli.reproduce import command_line
 from hash3d_cuda.reproduce import registry, runner, studies, written
 from hash3d_cuda.reproduce.base import Context, Unit, experiment_units
 from hash3d_cuda.reproduce.recipes_table import asked, with_settings
@@ -342,6 +343,13 @@ def test_the_command(tmp_path, capsys):
     assert main(["reproduce", "macs", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
     assert "678.60 -> 622.21" in (tmp_path / "out" / "README.md").read_text()
     assert "wrote" in capsys.readouterr().out
+
+
+def test_results_quote_the_command_without_this_machines_folders():
+    told = ["reproduce", "macs", "--out", "/home/me/my runs/macs", "--jobs=2"]
+    assert command_line(told, Path("/home/me/my runs/macs")) == "hash3d reproduce macs --out macs --jobs=2"
+    assert command_line(["reproduce", "--out=/tmp/x"], Path("/tmp/x")) == "hash3d reproduce --out=x"
+    assert command_line(["reproduce", "--out", "a/b"], Path("a/b")) == "hash3d reproduce --out a/b"
 
 
 def test_the_list_names_every_experiment(capsys):

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,7 +71,7 @@ def carry_out(modules: list[ModuleType], context: Any, jobs: int, quiet: bool) -
 
     torch.set_num_threads(1)
     check_folder(context.out, [module.ID for module in modules])
-    command = shlex.join(["hash3d", *sys.argv[1:]])
+    command = command_line(sys.argv[1:], context.out)
 
     def written(module: ModuleType, results: dict[str, dict[str, Any]]) -> None:
         content = write_experiment(module, context, results, command)
@@ -88,6 +89,12 @@ def carry_out(modules: list[ModuleType], context: Any, jobs: int, quiet: bool) -
     if not quiet:
         print(f"wrote {context.out / 'README.md'}")
     return 0
+
+
+def command_line(arguments: Sequence[str], out: Path) -> str:
+    """The command as results quote it: of a folder given with its whole path, which is this machine's, the name."""
+    told = [one.replace(str(out), out.name) for one in arguments] if out.is_absolute() else arguments
+    return shlex.join(["hash3d", *told])
 
 
 def make_context(options: argparse.Namespace, modules: list[ModuleType]) -> Any:
