@@ -101,7 +101,7 @@ class GuidanceCache:
         if not there or self.cache.config.decide == "device":
             return values
         stacked = torch.stack([value.detach().float().reshape(-1) for value in there.values()])
-        copied = self.cache._copies.fetch(", ".join(there), stacked)
+        copied = self.cache._hooked.copies.fetch(", ".join(there), stacked)
         return {**values, **dict(zip(there, copied, strict=True))}
 
     @contextlib.contextmanager

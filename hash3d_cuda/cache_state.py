@@ -61,11 +61,11 @@ _FORMATS = {str(kind): kind for kind in (torch.contiguous_format, torch.channels
 def collect(cache: Hash3DCache) -> dict[str, Any]:
     """See :meth:`Hash3DCache.state_dict`. ``about`` holds JSON values, ``tables`` one dict of tensors for each of
     ``about["names"]``, the one used last at the end (:mod:`hash3d_cuda.storage` describes the tensors)."""
-    with cache._lock:
+    with cache._hooked.lock:
         unet = _follow(cache, "state_dict")
-        cached, store = cache._cached, cache._cached.store
-        tables = {} if store is None else _portable_tables(store, cache._state)
-        counts = cache._counted(wait=True)
+        cached, store = cache._hooked.cached, cache._hooked.cached.store
+        tables = {} if store is None else _portable_tables(store, cache._hooked.state)
+        counts = cache._hooked.counted(wait=True)
         version, numbers, gauss = cached._coin.getstate()
         kept = sum(table.table.stats().rejected for table in tables.values())
         about = {
@@ -75,9 +75,9 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
             "coin": [version, list(numbers), gauss],
             "counts": dict(counts),
             "rejected": cached.rejected - kept,  # by tables that are not among these
-            "host_syncs": cache._copies.count,
-            "signature": _plain("sample", cache._signature),
-            "relearn": cache._relearn,
+            "host_syncs": cache._hooked.copies.count,
+            "signature": _plain("sample", cache._hooked.signature),
+            "relearn": cache._hooked.relearn,
             "layout": _layout(cached),
             "names": list(tables),
             **_policy(cache, list(tables.values())),
@@ -91,7 +91,7 @@ def restore(
 ) -> None:
     """See :meth:`Hash3DCache.load_state_dict`; ``path`` is where ``state`` comes from, for messages."""
     about, tables = _check(state, path)
-    with cache._lock:
+    with cache._hooked.lock:
         unet = _follow(cache, "load_state_dict")
         if about["names"] and about["weights"] != sketch(unet):
             raise ValueError(
@@ -100,17 +100,17 @@ def restore(
             )
         # Without entries there is nothing that the next forward's shape must agree with.
         store = _rebuild(cache, about, tables, device, path) if about["names"] else None
-        cached = cache._cached
+        cached = cache._hooked.cached
         coin = _coin(about["coin"], path)
         policy = _resume_policy(cache, about, store, path)
         past = HostTierStats(**about.get("host_tier", {}))
         cached.forget_shapes()
         cached._coin.setstate(coin)
         cached._rejected, cached.store = about["rejected"], store
-        cache._counts = Counter(about["counts"])
-        cache._copies.count = about["host_syncs"]
-        cache._relearn = about["relearn"]
-        cache._signature = None if store is None else _tuples(about["signature"], store.device)
+        cache._hooked.counts = Counter(about["counts"])
+        cache._hooked.copies.count = about["host_syncs"]
+        cache._hooked.relearn = about["relearn"]
+        cache._hooked.signature = None if store is None else _tuples(about["signature"], store.device)
         if isinstance(cached, DeviceForward):
             cached._before = dict.fromkeys(cached._before, 0)
         elif about["layout"] is not None:
@@ -173,11 +173,11 @@ class ResumedStore(TableStore):
 
 def _follow(cache: Hash3DCache, name: str) -> nn.Module:
     """The U-Net, after the cache has taken note of modules exchanged since the last forward."""
-    if cache._unet is None:
+    if cache._hooked.unet is None:
         raise RuntimeError(f"{name}: expected a cache under a U-Net, got one that was removed; apply_hash3d again")
-    if cache._state.look():
-        cache._cut_anew()
-    return cache._unet
+    if cache._hooked.state.look():
+        cache._hooked.cut_anew()
+    return cache._hooked.unet
 
 
 def _portable_tables(store: TableStore, state: ModelState) -> dict[str, TrackedTable]:
@@ -254,7 +254,7 @@ def _items(config: Hash3DConfig) -> Any:
 def _policy(cache: Hash3DCache, tables: list[TrackedTable]) -> dict[str, Any]:
     """What :mod:`hash3d_cuda.freshness` and :mod:`hash3d_cuda.control` keep, as JSON values; nothing where none of
     their options is used."""
-    config, cached = cache.config, cache._cached
+    config, cached = cache.config, cache._hooked.cached
     if not isinstance(cached, CachedForward) or all(getattr(config, name) is None for name in POLICIES):
         return {}
     kept = [table.freshness.state() if table.freshness is not None else None for table in tables]
@@ -271,7 +271,7 @@ def _resume_policy(
     cache: Hash3DCache, about: dict[str, Any], store: TableStore | None, path: str
 ) -> tuple[int, EtaControl]:
     """The reverse: the number of the last forward, and what moves eta; what tables hold goes to them."""
-    saved, control = about.get("policy"), EtaControl.of(cache.config, cache._copies)
+    saved, control = about.get("policy"), EtaControl.of(cache.config, cache._hooked.copies)
     if saved is None:
         return 0, control
     tables = [] if store is None else store._tables.values()
@@ -325,8 +325,8 @@ def _rebuild(
     place = torch.empty(0, device=place).device  # as tensors there name it: samples are compared with it
     store = ResumedStore(
         cache.config, saved["feature_shape"], saved["latent_shape"], getattr(torch, saved["feature_dtype"]),
-        place, cache._copies,
-        followed=cache._device is None, state=cache._state,
+        place, cache._hooked.copies,
+        followed=cache._hooked.device is None, state=cache._hooked.state,
     )  # fmt: skip
     for name, mine in _options(cache.config, store).items():
         if name != "device" and mine != saved.get(name):

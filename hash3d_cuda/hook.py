@@ -1,44 +1,31 @@
 """The cache under a diffusion model: ``apply_hash3d`` and the handle it returns (section 3 of the paper).
 
-The hook is one named root hook in diffusers' ``HookRegistry``. What it cannot treat (gradients wanted, another shape,
-foreign code in the way, ...) goes to the U-Net's own forward, so that the answer is always right.
+The hook is one named root hook in diffusers' ``HookRegistry``; what it does with a call is in :mod:`.hooked`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import cache_state
 from .cached import CachedForward
 from .checks import fail
 from .config import Hash3DConfig
 from .control import Audit
-from .device_forward import DeviceForward
 from .device_inputs import DeviceViews
-from .fingerprint import ModelState
-from .parts import FeatureParts, NoiseParts
-from .plain import Notices, is_transformed, signature, why_parted, why_unfit
-from .poses import HostCopies, Views
-from .root_hook import RootHook, has_hook, is_bare
-from .rows import RowLayout
+from .hooked import HookedForward
+from .poses import Views
+from .root_hook import has_hook
 from .sampling import Sampling
-from .scopes import Scopes
 from .stats import CacheStats, Decision
 from .table import HashTable
 from .unet import Adapter, find_adapter
-from .unet.adapter import Call
-from .unet.layout import runs_in_parts
-
-if TYPE_CHECKING:
-    from .distributed.exchange import Exchange
 
 
 def apply_hash3d(unet: nn.Module, config: Hash3DConfig | None = None) -> Hash3DCache:
@@ -73,31 +60,17 @@ class Hash3DCache:
 
     Attributes:
         config: the configuration; do not change it.
-        last: a :class:`Decision`: what became of the items of the last forward.
     """
 
     def __init__(self, adapter: Adapter, config: Hash3DConfig) -> None:
-        unet = adapter.model
         self.config = config
-        self.last = Decision(plain="no forward yet")
-        self._adapter = adapter
-        self._unet: nn.Module | None = unet
-        self._copies = HostCopies(config.strict)
-        self._hook = RootHook(unet, self._forward, adapter.forward)
-        self._parts = FeatureParts(adapter, config) if config.mode == "feature" else NoiseParts(adapter)
-        self._can_cut = True
-        told = config, RowLayout(config.rows, config.groups), self._parts, adapter.latent_channels, self._copies
-        self._device = DeviceForward(unet, *told) if config.decide == "device" else None
-        self._exchange = make_exchange(config)
-        self._cached: CachedForward | DeviceForward = self._device or CachedForward(*told, self._exchange)
-        self._state = ModelState(unet)
-        self._signature: tuple[Any, ...] | None = None  # the shape per item that the tables are built for
-        self._relearn = False  # after clear(): another shape may take their place
-        self._local = Scopes()
-        self._lock = threading.RLock()
-        self._counts: Counter[str] = Counter()
-        self._notices = Notices()
-        self._hook.install()
+        self._hooked = HookedForward(adapter, config)
+        self._hooked.hook.install()
+
+    @property
+    def last(self) -> Decision:
+        """What became of the items of the last forward."""
+        return self._hooked.last
 
     @contextlib.contextmanager
     def views(
@@ -122,8 +95,8 @@ class Hash3DCache:
         if self.config.interval is not None:
             expected = "a cache whose Hash3DConfig has no interval"
             fail(RuntimeError, "views", expected, self.config.interval, "use sampling(), or another configuration")
-        kind = Views if self._device is None else DeviceViews
-        with self._told(kind(elevation, azimuth, radius, timestep, condition, self._copies)):
+        kind = Views if self._hooked.device is None else DeviceViews
+        with self._told(kind(elevation, azimuth, radius, timestep, condition, self._hooked.copies)):
             yield self
 
     def prefetch(self, elevation: Any, azimuth: Any, radius: Any, timestep: Any, condition: Any = None) -> None:
@@ -137,10 +110,10 @@ class Hash3DCache:
         """
         if self.config.host_budget is None:
             return
-        hints = Views(elevation, azimuth, radius, timestep, condition, self._copies).hints()
-        with self._lock:
-            if isinstance(self._cached, CachedForward):
-                self._cached.prefetch(*hints)
+        hints = Views(elevation, azimuth, radius, timestep, condition, self._hooked.copies).hints()
+        with self._hooked.lock:
+            if isinstance(self._hooked.cached, CachedForward):
+                self._hooked.cached.prefetch(*hints)
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Hash3DCache]:
@@ -157,12 +130,12 @@ class Hash3DCache:
         if self.config.interval is None:
             remedy = "apply_hash3d(unet, Hash3DConfig.every(3)), or use views()"
             fail(RuntimeError, "sampling", "a cache whose Hash3DConfig has an interval", None, remedy)
-        with self._told(Sampling(self._copies)):
+        with self._told(Sampling(self._hooked.copies)):
             yield self
 
     @contextlib.contextmanager
     def _told(self, views: Views | Sampling) -> Iterator[None]:
-        entered = self._local.views
+        entered = self._hooked.scopes.views
         entered.append(views)
         try:
             yield
@@ -173,26 +146,26 @@ class Hash3DCache:
     def bypass(self) -> Iterator[Hash3DCache]:
         """Inside the block the U-Net is as if there were no cache: nothing is looked up, stored or counted, also inside
         ``views``, whichever is the outer one."""
-        self._local.bypasses += 1
+        self._hooked.scopes.bypasses += 1
         try:
             yield self
         finally:
-            self._local.bypasses -= 1
+            self._hooked.scopes.bypasses -= 1
 
     @property
     def table(self) -> HashTable | None:
         """The table, that of the last condition when there are several; None before the first forward."""
-        return None if self._cached.store is None else self._cached.store.current
+        return None if self._hooked.cached.store is None else self._hooked.cached.store.current
 
     @property
     def tables(self) -> list[HashTable]:
         """The tables of all conditions that are remembered, the one used last at the end."""
-        return [] if self._cached.store is None else self._cached.store.tables
+        return [] if self._hooked.cached.store is None else self._hooked.cached.store.tables
 
     def stats(self) -> CacheStats:
         """The counters; see :class:`CacheStats`. How many a table on a GPU rejected is known there, and waited for;
         inside a loop use :meth:`served`."""
-        counts, cached = self._counted(wait=True), self._cached
+        counts, cached = self._hooked.counted(wait=True), self._hooked.cached
         control = cached.control if isinstance(cached, CachedForward) else None
         return CacheStats(
             forwards=counts["forward"],
@@ -202,7 +175,7 @@ class Hash3DCache:
             rejected=cached.rejected,
             rows_saved=counts["saved"],
             nbytes=0 if cached.store is None else cached.store.nbytes,
-            host_syncs=self._copies.count,
+            host_syncs=self._hooked.copies.count,
             audits=0 if control is None else control.audited,
             audited_error=None if control is None else control.mean_error,
             host_tier=cached.host_tier if isinstance(cached, CachedForward) else None,
@@ -211,25 +184,17 @@ class Hash3DCache:
     @property
     def eta(self) -> float:
         """The probability of a retrieval now: the configured one, or where a target has moved it."""
-        return self._cached.control.eta if isinstance(self._cached, CachedForward) else self.config.eta
+        return self._hooked.cached.control.eta if isinstance(self._hooked.cached, CachedForward) else self.config.eta
 
     def audits(self) -> list[Audit]:
         """The latest audits, oldest first, see :class:`hash3d_cuda.control.Audit`. A GPU is waited for."""
-        return self._cached.control.audits() if isinstance(self._cached, CachedForward) else []
+        return self._hooked.cached.control.audits() if isinstance(self._hooked.cached, CachedForward) else []
 
     def served(self) -> dict[str, int]:
         """``hits``, ``misses`` and ``bypasses`` as in :meth:`stats`, in items: host numbers, nothing is waited for.
         With ``decide="device"`` they lag behind: they are what the device has reported by now."""
-        counts = self._counted(wait=False)
+        counts = self._hooked.counted(wait=False)
         return {"hits": counts["hit"], "misses": counts["miss"], "bypasses": counts["bypass"]}
-
-    def _counted(self, wait: bool) -> Counter[str]:
-        """Items by what became of them, also those that only the device has counted, and the rows that were saved."""
-        if self._device is None:
-            return Counter(self._counts)
-        counts = Counter(self._device.counts(wait))
-        counts["saved"] *= self.config.groups
-        return self._counts + counts
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later process needs to go on with the same decisions: coin, counters, tables and what
@@ -270,10 +235,10 @@ class Hash3DCache:
 
     def clear(self) -> None:
         """Forgets every entry. The coin goes on, the counters stay, and the next forward may have another shape."""
-        with self._lock:
-            if self._cached.store is not None:
-                self._cached.store.clear()
-            self._relearn = True
+        with self._hooked.lock:
+            if self._hooked.cached.store is not None:
+                self._hooked.cached.store.clear()
+            self._hooked.relearn = True
 
     def remove(self) -> None:
         """Takes the cache away: the U-Net is as it was before, and the tables' memory is free. The counters stay
@@ -282,124 +247,7 @@ class Hash3DCache:
         Raises:
             RuntimeError: something else was wrapped around the U-Net's forward since; take that away first.
         """
-        with self._lock:
-            if self._unet is None:
-                return
-            self._hook.uninstall()
-            self._cached.forget_shapes()
-            self._cached.release()
-            self._unet = None
-            del self._adapter, self._hook, self._parts, self._state  # all hold the U-Net
-
-    def _forward(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The hooked forward; ``original`` is the one below."""
-        views = self._local.current
-        if views is None:
-            self.last = Decision(plain="outside views")
-            return original(*args, **kwargs)
-        with self._lock, contextlib.nullcontext() if self._exchange is None else self._exchange.turn():
-            if self._unet is None:  # removed by another thread meanwhile
-                return original(*args, **kwargs)
-            self._counts["forward"] += 1
-            if is_transformed():
-                return self._run_plain("transforms", args, kwargs)
-            if self._state.look():
-                self._cut_anew()
-            if not self._can_cut:
-                return self._run_plain("blocks", args, kwargs)
-            beneath = self._hook.beneath()
-            if not (
-                beneath.surround and all(is_bare(block) and runs_in_parts(block) for block in self._parts.cut_blocks)
-            ):
-                return self._run_plain("hooks", args, kwargs)
-            try:
-                inner_args, inner_kwargs = beneath.before(args, kwargs)
-                call = self._adapter.bind(inner_args, inner_kwargs)
-            except TypeError:  # an argument of a later diffusers, or the model's own complaint
-                return self._run_plain("arguments", args, kwargs)
-            if isinstance(views, Sampling):
-                self._follow(views, call)
-            reason = self._why_plain(call)
-            if reason is not None:
-                return self._run_plain(reason, args, kwargs)
-            output = self._run_cached(call, views)
-            return beneath.after(self._adapter.wrap(output, call))
-
-    def _follow(self, run: Sampling, call: Call) -> None:
-        """The call is a step of a sampler: its batch is one item, of whatever size."""
-        if not isinstance(call.sample, Tensor) or len(call.sample) == 0:
-            return
-        run.follow(call)
-        assert isinstance(self._cached, CachedForward)
-        self._cached.take_as_one(len(call.sample))
-        self._relearn = True  # another shape is another run, and has no use for the entries of the last
-        if run.never_goes_on:
-            self._notices.never_goes_on()
-
-    def _run_cached(self, call: Call, views: Views | Sampling) -> Tensor:
-        if self._device is not None:
-            assert isinstance(views, DeviceViews)
-            output, self.last = self._device(call, views, self._state.fingerprint(call))
-            self._signature, self._relearn = signature(call), False
-            return output
-        assert isinstance(self._cached, CachedForward)
-        rows = len(call.sample)
-        batch = rows // self._cached.layout.groups
-        firsts = [rows_of_item[0] for rows_of_item in self._cached.layout.items(batch)]
-        keys = views.keys(call.timestep, firsts, rows)
-        state = self._state.fingerprint(call)
-        conditions = [(condition, state) for condition in views.conditions(batch)]
-        output, self.last = self._cached(call, keys, conditions)
-        for kind in self.last.kinds:  # Counter.update() takes as long as a look-up
-            self._counts[kind] += 1
-        self._counts["saved"] += self.last.kinds.count("hit") * (rows // batch)
-        self._signature, self._relearn = self._signature or signature(call), False  # equal, if there was one
-        return output
-
-    def _cut_anew(self) -> None:
-        """Follows an exchange of modules: the parts are other ones, and the feature may have another shape."""
-        self._cached.forget_shapes()
-        self._signature = None
-        try:
-            self._parts.cut()
-            self._can_cut = True
-        except (TypeError, ValueError):
-            self._can_cut = False
-
-    def _run_plain(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs the U-Net as if there were no cache, though inside ``views``."""
-        sample = self._adapter.sample_of(args, kwargs)
-        rows = len(sample) if isinstance(sample, Tensor) and sample.dim() > 0 else 0
-        self._counts["bypass"] += 1 if self.config.interval is not None else max(rows // self.config.groups, 1)
-        self.last = Decision(plain=reason)
-        # Where all ranks run plain, none tosses, as a process alone does not.
-        if self._exchange is not None and self._exchange.abstain():
-            assert isinstance(self._cached, CachedForward)
-            self._cached.sit_out()
-        self._notices.plain(reason)
-        return self._hook.original(*args, **kwargs)
-
-    def _why_plain(self, call: Call) -> str | None:
-        """Why this call cannot go through the cache, or None."""
-        reason = why_unfit(call, self._cached.layout, self._state)
-        if reason is not None:
-            return reason
-        if self._signature is not None and signature(call) != self._signature:
-            if not self._relearn:
-                return "shape"
-            self._cached.forget_shapes()
-            self._signature = None
-        return self._adapter.why_plain(call) or why_parted(call, self._cached.layout, self._adapter)
+        self._hooked.remove()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Hash3DCache cannot be copied or pickled; apply_hash3d puts a new one under a copied U-Net")
-
-
-def make_exchange(config: Hash3DConfig) -> Exchange | None:
-    """With the other ranks of the configuration's group; None where this process keeps to itself."""
-    if config.process_group is None:
-        return None
-    from .distributed.exchange import Exchange
-
-    exchange = Exchange(config.process_group)
-    return exchange if exchange.size > 1 else None

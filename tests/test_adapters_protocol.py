@@ -190,7 +190,7 @@ def test_removed_while_a_forward_waits() -> None:
             found.append(model(**call))
 
     entered = threading.Event()
-    with cache._lock:
+    with cache._hooked.lock:
         thread = threading.Thread(target=run)
         thread.start()
         entered.wait()

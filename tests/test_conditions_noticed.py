@@ -148,13 +148,13 @@ def test_a_change_is_noticed(case: str) -> None:
             return unet(**inputs).sample
 
     ask()
-    [(_, seen)] = cache._cached.store._tables  # the fingerprint that the entry was filed under
+    [(_, seen)] = cache._hooked.cached.store._tables  # the fingerprint that the entry was filed under
     change(unet, inputs)
     with cache.bypass():
         expected = unet(**inputs).sample
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache._state, "look", lambda: False)
-        patch.setattr(cache._state, "fingerprint", lambda call: seen)
+        patch.setattr(cache._hooked.state, "look", lambda: False)
+        patch.setattr(cache._hooked.state, "fingerprint", lambda call: seen)
         stale = ask()
         assert cache.last.kind == "hit" and (stale - expected).abs().max() > 1e-4
     assert torch.equal(ask(), expected) and cache.last.kind == "miss"

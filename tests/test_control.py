@@ -195,7 +195,7 @@ def test_the_share_follows_its_target() -> None:
     loop = Loop(target_x=1.0, eta=0.0)
     kinds = [loop.run(0.0, 100.0) for _ in range(40)]
     assert kinds[0] == ("bypass", "bypass") and kinds.count(("hit", "hit")) > 10
-    assert loop.cache.eta == loop.cache._cached.control.eta > 0.5
+    assert loop.cache.eta == loop.cache._hooked.cached.control.eta > 0.5
 
 
 def test_a_state_goes_through_json_and_a_damaged_one_is_refused() -> None:

@@ -111,7 +111,7 @@ def test_no_piece_waits(monkeypatch):
             assert decision.kinds == decided.kinds
         with pytest.raises(HostWaits), guard.watch():
             cache.stats()
-        mine, theirs = cache._counted(wait=True), host._counted(wait=True)
+        mine, theirs = cache._hooked.counted(wait=True), host._hooked.counted(wait=True)
         assert all(mine[kind] == theirs[kind] > 0 for kind in ("hit", "miss", "bypass"))
         assert cache.served() == host.served()
 

@@ -118,8 +118,8 @@ def test_a_rank_that_cannot_store_keeps_the_others_from_storing():
 def run_with_a_plain_forward():
     """Rank 1 goes to the plain U-Net once; what is said of the forwards that follow, and what was sent."""
     unet, cache = attach(dist.group.WORLD, eta=0.5, feature_dtype=torch.int8, max_age=20)
-    sent, gather = [], cache._exchange.gather
-    cache._exchange.gather = lambda *told: sent.append(told[2].dtype) or gather(*told)
+    sent, gather = [], cache._hooked.exchange.gather
+    cache._hooked.exchange.gather = lambda *told: sent.append(told[2].dtype) or gather(*told)
     unet.requires_grad_(dist.get_rank() == 1)
     with torch.set_grad_enabled(dist.get_rank() == 1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -129,7 +129,7 @@ def run_with_a_plain_forward():
         for _ in range(12):
             forward(unet, cache, 1)
             kinds.append(cache.last.kinds)
-    return kinds, cache._cached.forward, set(sent)
+    return kinds, cache._hooked.cached.forward, set(sent)
 
 
 def test_ranks_stay_in_step_after_a_plain_forward_of_one():
@@ -150,7 +150,7 @@ def run_around_a_plain_forward(size=1, rank=0, group=None):
             warnings.simplefilter("ignore") if number == 3 else None
             forward(unet, cache, number % 3, part)
         kinds.append(cache.last.kinds or (cache.last.plain,) * len(range(VIEWS)[part]))
-    return kinds, cache._cached.forward, look(cache)
+    return kinds, cache._hooked.cached.forward, look(cache)
 
 
 def run_rank_around_a_plain_forward():

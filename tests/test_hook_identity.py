@@ -96,7 +96,7 @@ def test_a_feature_blends_neighbours(unets: Any) -> None:
         unet(**near)
     with cache.views(14.0, 4.0, 2.0, timestep=501):
         reused = unet(**here).sample
-    kind, split = cache.last.kind, cache._parts
+    kind, split = cache.last.kind, cache._hooked.parts
     cache.remove()
     assert kind == "hit"
     feature = split.compute(*prepared(split, near), None)

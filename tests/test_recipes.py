@@ -169,7 +169,7 @@ def test_name_and_picture_are_two_conditions_of_one_cache():
         assert run.served == {"hits": 0, "misses": 2, "bypasses": 0}, "the second must not find the first's feature"
         run.train_step()
         assert run.served == {"hits": 2, "misses": 2, "bypasses": 0}
-        assert len(run.caches) == 1 and len(run.guidance.cache._cached.store._tables) == 2
+        assert len(run.caches) == 1 and len(run.guidance.cache._hooked.cached.store._tables) == 2
 
 
 def test_two_unets_have_a_cache_each():

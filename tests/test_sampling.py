@@ -86,7 +86,7 @@ def test_timesteps_are_not_waited_for() -> None:
     pipe = build_pipeline("text")
     cache = apply_every(pipe, strict=True)
     fetched = []
-    cache._copies.fetch = lambda name, value: fetched.append(name) or value  # type: ignore[method-assign]
+    cache._hooked.copies.fetch = lambda name, value: fetched.append(name) or value  # type: ignore[method-assign]
     with cache.sampling():
         draw(pipe)
     assert "timestep" not in fetched

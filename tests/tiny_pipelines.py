@@ -84,12 +84,12 @@ def apply_every(pipe: Any, interval: int = 3, **options: Any) -> Hash3DCache:
 def watched(cache: Hash3DCache) -> list[str]:
     """Fills up with what becomes of each forward from now on."""
     kinds: list[str] = []
-    run = cache._run_cached
+    run = cache._hooked.run_cached
 
     def noting(*args: Any) -> Any:
         output = run(*args)
         kinds.append(cache.last.kind)
         return output
 
-    cache._run_cached = noting  # type: ignore[method-assign]
+    cache._hooked.run_cached = noting  # type: ignore[method-assign]
     return kinds
