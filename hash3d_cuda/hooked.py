@@ -138,6 +138,7 @@ class HookedForward:
             self.notices.never_goes_on()
 
     def run_cached(self, call: Call, views: Views | Sampling) -> Tensor:
+        """The output of a call that nothing keeps from the cache; counts what became of its items."""
         if self.device is not None:
             assert isinstance(views, DeviceViews)
             output, self.last = self.device(call, views, self.state.fingerprint(call))
