@@ -38,6 +38,7 @@ def importing(*folders: Path, without: tuple[str, ...] = ()) -> Iterator[None]:
     replaced. Afterwards neither is left."""
     finder = Finder(without)
     path, known = list(sys.path), set(sys.modules)
+    resolvers = _take_resolvers()
     sys.path[:0] = [str(folder) for folder in folders]
     sys.meta_path.append(finder)
     importlib.invalidate_caches()
@@ -51,6 +52,22 @@ def importing(*folders: Path, without: tuple[str, ...] = ()) -> Iterator[None]:
         gone = [name for name, module in new.items() if isinstance(module, _Nothing) or _is_from(module, folders)]
         for name in gone:
             del sys.modules[name]
+        _take_resolvers(resolvers)
+
+
+def _take_resolvers(back: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What projects have told omegaconf, where it is installed; ``back`` takes its place. Two projects with one
+    ancestor register the same names, and the second is refused."""
+    try:
+        from omegaconf.basecontainer import BaseContainer
+    except ImportError:
+        return {}
+    known = dict(BaseContainer._resolvers)
+    from omegaconf import OmegaConf
+
+    OmegaConf.clear_resolvers()
+    BaseContainer._resolvers.update(back or {})
+    return known
 
 
 def is_replaced(name: str) -> bool:

@@ -122,6 +122,12 @@ def test_a_run_says_what_it_would_take_without_the_cache():
     assert time_metrics(log_of([2.0], hits=[0], full=[2]))[0]["without_cache"] is None, "nothing was served"
 
 
+def test_what_slowed_a_run_for_a_while_would_have_slowed_it_without_the_cache_too():
+    log = log_of([9.0, 2.0, 2.0, 2.0, 0.4], hits=[0, 0, 0, 0, 2], full=[2, 2, 2, 2, 0], other=1.0)
+    found = time_metrics(log)[0]["without_cache"]
+    assert found["total_s"] == pytest.approx(5 + 15 / 4 * 5) and found["speed_up"] > 1
+
+
 def test_late_counts_say_no_hits_cost():
     log = log_of([2.0, 0.4], hits=[0, 2], full=[2, 0])
     log.late = True

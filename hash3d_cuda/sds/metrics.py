@@ -78,7 +78,8 @@ def without_cache(summary: TimeSummary, hits: int, items: int) -> dict[str, floa
     r = summary.hit_cost
     if r is None or summary.full_per_item is None or summary.total <= 0:
         return None
-    split, unet = summary.split, summary.full_per_item * items
+    # The mean, though r has medians: where the machine's speed changed, it did so for what ran in full.
+    split, unet = summary.split, summary.split["unet_full"] * items / max(items - hits, 1)
     total = summary.total - split["unet_full"] - split["unet_hit"] - split["table"] + unet
     share, x = unet / total, hits / items
     return {
