@@ -165,8 +165,7 @@ class CachedForward:
             return found
         if len(found) == 1:
             table = self.store.find(conditions[0])
-            found[0] = None if table is None else table.recall(keys, latents)
-            if table is None or found[0] is not None:
+            if table is None or (table.keeps and table.holds_nothing_for(keys[0].tolist())):
                 return found
         start = 0
         for condition, members in places_by(conditions).items():

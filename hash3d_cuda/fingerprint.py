@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import _C
 from .unet import UNetCall
 from .unet.adapter import Call
 from .watch import ModelWatch
@@ -70,6 +71,7 @@ class ModelState:
     def __init__(self, unet: nn.Module) -> None:
         self._unet = unet
         self._watch = ModelWatch(unet)
+        self._last: Hashed | None = None
         self._note_modules()
 
     def look(self) -> bool:
@@ -81,7 +83,10 @@ class ModelState:
 
     def fingerprint(self, call: Call) -> Hashable:
         """Returns a hashable value, equal for two calls only if the state they ran in looked the same."""
-        return (self._model(), _inputs(call))
+        found = (self._model(), _inputs(call))
+        if found != self._last:  # the same object again: who compares it, or asks for its hash, has nothing to do
+            self._last = Hashed(found)
+        return self._last
 
     def weights(self) -> Hashable:
         """Equal at two moments only if nothing was exchanged or written to in between."""
@@ -134,9 +139,8 @@ class ModelState:
     def _patched(self) -> Hashable:
         """Forwards that were put over those of inner modules' classes: how code made for ldm exchanges attention.
         accelerate's, which only move weights, do not count."""
-        sizes = [*map(len, self._by_address)]  # looked at in C: at every forward, a look into each would be felt
-        if sizes != self._sizes:
-            self._sizes = sizes
+        if not _C.are_sizes_of(self._by_address, self._sizes):  # at every forward, a look into each would be felt
+            self._sizes = _C.sizes_of(self._by_address)
             self._patchable = [place for place, members in enumerate(self._inner) if "forward" in members]
         if not self._patchable:
             return ()

@@ -24,6 +24,7 @@ from .plain import Notices, is_transformed, signature, why_parted, why_unfit
 from .poses import HostCopies, Views
 from .root_hook import RootHook, is_bare
 from .rows import RowLayout
+from .sampled import SampledForward
 from .sampling import Sampling
 from .scopes import Scopes
 from .stats import Decision
@@ -73,7 +74,8 @@ class HookedForward:
         told = config, RowLayout(config.rows, config.groups), self.parts, adapter.latent_channels, self.copies
         self.device = DeviceForward(unet, *told) if config.decide == "device" else None
         self.exchange = make_exchange(config)
-        self.cached: CachedForward | DeviceForward = self.device or CachedForward(*told, self.exchange)
+        kind = CachedForward if config.interval is None else SampledForward
+        self.cached: CachedForward | DeviceForward = self.device or kind(*told, self.exchange)
         self.state = ModelState(unet)
         self.notices = Notices()
 
@@ -145,13 +147,17 @@ class HookedForward:
             self.signature, self.relearn = signature(call), False
             return output
         assert isinstance(self.cached, CachedForward)
-        rows = len(call.sample)
-        batch = rows // self.cached.layout.groups
-        firsts = [rows_of_item[0] for rows_of_item in self.cached.layout.items(batch)]
-        keys = views.keys(call.timestep, firsts, rows)
-        state = self.state.fingerprint(call)
-        conditions = [(condition, state) for condition in views.conditions(batch)]
-        output, self.last = self.cached(call, keys, conditions)
+        rows, state = len(call.sample), self.state.fingerprint(call)
+        if isinstance(views, Sampling):
+            assert isinstance(self.cached, SampledForward)
+            batch = 1
+            output, self.last = self.cached.step(call, views, state)
+        else:
+            batch = rows // self.cached.layout.groups
+            firsts = [rows_of_item[0] for rows_of_item in self.cached.layout.items(batch)]
+            keys = views.keys(call.timestep, firsts, rows)
+            conditions = [(condition, state) for condition in views.conditions(batch)]
+            output, self.last = self.cached(call, keys, conditions)
         for kind in self.last.kinds:  # Counter.update() takes as long as a look-up
             self.counts[kind] += 1
         self.counts["saved"] += self.last.kinds.count("hit") * (rows // batch)

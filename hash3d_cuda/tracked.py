@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from .table import HashTable
 
 if TYPE_CHECKING:
     from .host_tier import HostTier
+
+
+_WHOLE = 2.0**24  # below it float32 has all whole numbers
 
 
 class Kept(NamedTuple):
@@ -55,8 +59,10 @@ class TrackedTable:
         self.tier = tier
         self.freshness = freshness
         same = table.options.feature_dtype is table.options.answer_dtype  # what is stored is what came
-        self._keeps = keeps and same and freshness is None and table.device.type == "cpu"
+        self.keeps = keeps and same and freshness is None and table.device.type == "cpu"
         self._kept: Kept | None = None
+        self._only: tuple[float, ...] | None = None  # where the one entry lies that there can be
+        self._cell_sizes = [float(grid.timestep) for grid in table.options.grids]
         self.appended = 0  # items so far, and so the next serial
         self._copies = copies
         self._index: HostIndex | None = None if tier is None else tier.index
@@ -87,20 +93,28 @@ class TrackedTable:
             self.table.query(keys.to(self.table.device, non_blocking=True), latents, out=out)
         return hits
 
-    def recall(self, keys: Tensor, latents: Tensor) -> Tensor | None:
+    def recall(self, key: Sequence[float], latents: Tensor) -> Tensor | None:
         """The feature ``[G, ...]`` that :meth:`query` would copy for one item, as it came to :meth:`append`: that of
-        the item's only candidate, whose weight is 1. None where the table must be asked.
+        the item's only candidate, whose weight is 1. None where there is none, or the table must be asked.
 
-        Nothing is copied, and the table does not count it as a query.
+        Nothing is copied, and the table does not count it as a query. ``key``: the item's, as numbers. ``latents``: the
+        item's, or what holds them.
         """
         kept, self._kept = self._kept, None  # what is not found is not needed again: its memory is free for the next
         if kept is None or kept.feature._version != kept.version:
             return None
         # Rule 10: a latent that is not finite finds nothing. A sum beyond the type's range says no too, and is asked.
-        if self._place(keys) != kept.place or not math.isfinite(latents.sum().item()):
+        if self._place(key) != kept.place or not math.isfinite(latents.sum().item()):
             return None
         self._kept = kept
         return kept.feature
+
+    def holds_nothing_for(self, key: Sequence[float]) -> bool:
+        """Whether one item is sure to miss, without asking: there is one entry, and it lies at another time."""
+        if self._only is None or len(self._cell_sizes) > 1:
+            return False
+        *pose, cell = self._place(key)
+        return tuple(pose) == self._only[:3] and cell != self._only[3]
 
     def append(
         self, keys: Tensor, latents: Tensor, features: Tensor, forward: int = 0, sketch: Tensor | None = None
@@ -112,7 +126,7 @@ class TrackedTable:
             serials = self.table.append(keys.to(self.table.device, non_blocking=True), latents, features)
             own = None if self._index is None else self._index.append(keys, serials)
         self.appended += len(keys)
-        if self._keeps and self.tier is None:
+        if self.keeps and self.tier is None:
             self._keep(keys, serials.tolist(), features)
         if self.freshness is not None:
             told = self._copies.fetch("max_age", serials).tolist() if own is None else own
@@ -131,24 +145,27 @@ class TrackedTable:
         return torch.where(passing[:, None], keys, torch.nan)
 
     def _keep(self, keys: Tensor, serials: list[int], features: Tensor) -> None:
-        alike = features.dtype is self.table.options.feature_dtype
-        countable = not features.is_inference()  # else nobody sees that it is written to, as FreeU's tail does
-        self._kept = None
-        if alike and countable and len(serials) == 1:
-            candidates = {serial for serial in self.table.lookup(keys).flatten().tolist() if serial >= 0}
-            if candidates == set(serials):
-                self._kept = Kept(self._place(keys), features[0], features._version)
+        self._kept = self._only = None
+        if len(serials) != 1 or serials[0] < 0:
+            return
+        place = self._place(keys[0].tolist())
+        if self.table.capacity == 1:
+            self._only = place
+        elif {serial for serial in self.table.lookup(keys).flatten().tolist() if serial >= 0} != set(serials):
+            return
+        # Under inference mode nobody would see that it is written to, as FreeU's tail does.
+        if features.dtype is self.table.options.feature_dtype and not features.is_inference():
+            self._kept = Kept(place, features[0], features._version)
 
-    def _place(self, keys: Tensor) -> tuple[float, ...]:
+    def _place(self, key: Sequence[float]) -> tuple[float, ...]:
         """Of one item: its pose, and its cell of each grid in time as the table computes it (rule 1). Equal for two
         items only if they are in the same cells."""
-        [(*pose, timestep)] = keys.tolist()
-        sizes = [grid.timestep for grid in self.table.options.grids]
-        return *pose, *(float(np.floor(np.float32(timestep) / np.float32(size))) for size in sizes)
+        *pose, timestep = key
+        return *pose, *[_cell(timestep, size) for size in self._cell_sizes]
 
     def clear(self) -> None:
         """Empties the table, and the tier behind it."""
-        self._kept = None
+        self._kept = self._only = None
         self.appended = 0
         if self.tier is not None:
             self.tier.clear()
@@ -167,3 +184,10 @@ class TrackedTable:
         self.appended = int(tensors["counters"][0])
         if self._index is not None and self.tier is None:
             self._index.load(tensors)
+
+
+def _cell(timestep: float, size: float) -> float:
+    """floor(timestep / size) in float32."""
+    if 0 <= timestep < _WHOLE and size < _WHOLE and timestep.is_integer() and size.is_integer():
+        return timestep // size  # a float32 quotient of such numbers is whole only where the exact one is
+    return float(np.floor(np.float32(timestep) / np.float32(size)))

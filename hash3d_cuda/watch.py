@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import _C
+
+_CACHE_LINE = 64  # bytes
+_TENSOR_LINES = 4  # that a tensor's own data take, its counter of writes, which lies behind it, included
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
-_version = attrgetter("_version")
 _requires_grad = attrgetter("requires_grad")
 
 
@@ -33,7 +37,7 @@ class ModelWatch:
     def look(self) -> bool:
         """Looks again; returns whether modules were exchanged, put in or taken out since the last time."""
         with torch._C.DisableTorchFunction():  # in a torch.device(...) block each attribute would cost a call in Python
-            if self._is_unchanged():
+            if _C.are_items_of(self._dicts, self._items):
                 return False
             modules, weights = self.modules, self._weights
             self._walk()
@@ -45,21 +49,12 @@ class ModelWatch:
     def state(self) -> tuple[int, int]:
         """Equal at two moments only if nothing that can be seen was changed in between."""
         with torch._C.DisableTorchFunction():
-            return self._generation, sum(map(_version, self._counted))
+            return self._generation, _C.sum_attributes(self._counted, "_version", *self._lines.buffer_info())
 
     def wants_gradients(self) -> bool:
         """Whether some weight requires a gradient."""
         with torch._C.DisableTorchFunction():
             return any(map(_requires_grad, self._tensors))
-
-    def _is_unchanged(self) -> bool:
-        try:
-            # Dictionaries compare identities first, in C. Only values that differ are asked whether they are equal:
-            # modules say no, and tensors of several numbers raise.
-            same = self._copies == self._dicts
-        except Exception:
-            return False
-        return same and all(members.get(name) is value for members, name, value in self._scalars)
 
     def _walk(self) -> None:
         """Notes what there is."""
@@ -72,19 +67,13 @@ class ModelWatch:
         ]
         # A forward leaves little of all this in the processor's caches: it is read again faster in the order of memory.
         self._dicts = sorted(found, key=id)
-        # These keep the objects alive: no other can come to lie at the same address.
-        self._copies = [dict(members) for members in self._dicts]
-        places = [
-            (members, name, value)
-            for members in self._dicts
-            for name, value in members.items()
-            if isinstance(value, Tensor)
-        ]
-        self._scalars = [place for place in places if place[2].numel() == 1]  # equal ones need not be the same one
-        self._tensors = [value for _, _, value in places]
+        self._items = _C.items_of(self._dicts)  # keeps them alive: no other can come to lie at the same address
+        self._tensors = [value for members in self._dicts for value in members.values() if isinstance(value, Tensor)]
         self._weights = [None if value.is_meta else value for value in self._tensors]
         counted = (value for value in self._weights if value is not None and not value.is_inference())
         self._counted = sorted(counted, key=id)
+        starts = [tensor._cdata for tensor in self._counted]
+        self._lines = array("Q", [start + _CACHE_LINE * line for start in starts for line in range(_TENSOR_LINES)])
 
 
 def _are_same(some: list[Any], others: list[Any]) -> bool:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "hash3d/hash3d.h"
+#include "watch.h"
 
 namespace py = pybind11;
 using hash3d::Config;
@@ -189,6 +190,11 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("missing_for_joins", &hash3d::missing_for_joins);
   m.def("build_info", &build_info);
+  m.def("items_of", &hash3d_python::items_of);
+  m.def("are_items_of", &hash3d_python::are_items_of);
+  m.def("sizes_of", &hash3d_python::sizes_of);
+  m.def("are_sizes_of", &hash3d_python::are_sizes_of);
+  m.def("sum_attributes", &hash3d_python::sum_attributes);
   m.def("use_simd", &hash3d::use_simd);
   m.def("supports", [](const std::string& type) {
     if (type == "cpu") return hash3d::supports(hash3d::DeviceType::kCpu);

@@ -1,0 +1,50 @@
+"""The short way of a sampler's step beside the general one: same answers, decisions and counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipelines import apply_every, build_pipeline, draw, watched
+from torch import Tensor
+
+from hash3d_cuda.tracked import TrackedTable
+
+
+def run(pipe: Any, mode: str, **options: Any) -> tuple[Tensor, list[str], Any]:
+    """What is drawn twice, what became of each step, and what the cache would save."""
+    cache = apply_every(pipe, 3, mode=mode)
+    kinds = watched(cache)
+    with cache.sampling():
+        pictures = torch.cat([draw(pipe, seed=seed, **options) for seed in (0, 1)])
+    about = cache.state_dict()["about"]
+    cache.remove()
+    return pictures, kinds, {name: value for name, value in about.items() if name != "names"}
+
+
+@pytest.mark.parametrize("mode", ["feature", "noise"])
+@pytest.mark.parametrize("kind", ["text", "image", "control"])
+def test_both_ways_agree(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures bit for bit; the coin, the counters and all else that a checkpoint holds."""
+    pipe = build_pipeline(kind)
+    short = run(pipe, mode)
+    monkeypatch.setattr(TrackedTable, "recall", lambda *given: None)  # the general way: each step asks the table
+    pictures, kinds, about = run(pipe, mode)
+    assert torch.equal(short[0], pictures) and "hit" in kinds
+    assert short[1:] == (kinds, about)
+
+
+def test_a_latent_that_is_not_finite_is_computed() -> None:
+    """In the short way too (rule 10), and the run goes on from the feature that is there."""
+    pipe = build_pipeline("text")
+    cache = apply_every(pipe, 9)
+    kinds = watched(cache)
+
+    def spoil(pipe: Any, i: int, t: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"latents": kept["latents"] * (torch.nan if i == 2 else 1)}
+
+    with cache.sampling():
+        draw(pipe, callback_on_step_end=spoil)
+    assert "".join(kind[0] for kind in kinds) == "mhhmmm"
+    cache.remove()
