@@ -61,11 +61,10 @@ class ModelState:
     """Watches a U-Net's modules and weights (see :class:`.watch.ModelWatch`), attention processors, LoRA layers,
     FreeU and forwards patched over those of inner modules, and which inputs a call has.
 
-    ``look()`` and ``fingerprint()`` together took 0.12 ms for Stable Diffusion's 684 weights when called in a loop and
-    0.5 ms between forwards (a 2-core EPYC); each LoRA layer adds 2 to 3 us, the look for patched forwards 0.07 ms per
-    1000 modules. They do not read the values of input tensors: prompt or pose embeddings that follow the view are
-    expected to differ from call to call. What is neither in the key nor seen here must be told apart by
-    ``views(condition=...)``, or be followed by ``clear()``.
+    All that there is much of is read in C++ (``python/watch.h``); each LoRA layer adds some microseconds to a forward.
+    The values of input tensors are not read: prompt or pose embeddings that follow the view are expected to differ from
+    call to call. What is neither in the key nor seen here must be told apart by ``views(condition=...)``, or be
+    followed by ``clear()``.
     """
 
     def __init__(self, unet: nn.Module) -> None:

@@ -205,6 +205,18 @@ def test_modules_are_told_from_weights() -> None:
     check(True)
 
 
+def test_hints_of_what_will_be_read_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the counters of writes lie is found by trial; where it is not, all is seen all the same."""
+    model = nn.Linear(2, 2)
+    hinted = ModelWatch(model)
+    monkeypatch.setattr("hash3d_cuda.watch._counters_place", lambda: None)
+    plain = ModelWatch(model)
+    assert plain.state() == hinted.state() and len(plain._lines) <= len(hinted._lines)
+    with torch.no_grad():
+        model.weight.mul_(2)
+    assert plain.state() == hinted.state() == (0, 1)
+
+
 def test_meta_weights_stand_for_others() -> None:
     """Sequential offloading puts a new placeholder there after every forward: that is no change."""
     model = nn.Linear(2, 2, device="meta")
