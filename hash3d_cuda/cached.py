@@ -159,14 +159,10 @@ class CachedForward:
 
     def _retrieve(self, keys: Tensor, latents: Tensor, conditions: Sequence[Hashable], sketch: Tensor | None) -> _Found:
         """Queries the table of every condition for its items. What comes back lives in ``_room`` until the next
-        call, or is the feature that the table still knows as it came."""
+        call."""
         found: _Found = [None] * len(keys)
         if self.store is None:
             return found
-        if len(found) == 1:
-            table = self.store.find(conditions[0])
-            if table is None or (table.keeps and table.holds_nothing_for(keys[0].tolist())):
-                return found
         start = 0
         for condition, members in places_by(conditions).items():
             table = self.store.find(condition)

@@ -1,4 +1,4 @@
-"""A sampler's steps through the cache: the short way for one that the last full step's feature answers."""
+"""A sampler's steps through the cache, the short way: what becomes of most is known without asking a table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Hashable
 from torch import Tensor
 
 from .cached import CachedForward
+from .rows import memory_format_of
 from .sampling import Sampling
 from .stats import Decision
 from .unet.adapter import Call
 
-_HIT = Decision(("hit",))
+_HIT, _MISS = Decision(("hit",)), Decision(("miss",))
 
 
 class SampledForward(CachedForward):
@@ -28,10 +29,21 @@ class SampledForward(CachedForward):
         condition = (run.condition, state)
         table = None if self.store is None else self.store.find(condition)
         feature = None if table is None else table.recall(run.key, call.sample)
-        if feature is None:
+        if feature is None and table is not None and not table.holds_nothing_for(run.key):
             return self(call, run.keys(call.timestep, (0,), len(call.sample)), [condition])
         self._hints.forward()
         self.forward += 1
         self._coin.random()  # eta is 1: whatever it says
         with self._parts.during(call) as entered:
-            return self._parts.finish(self._parts.prepare(call, entered), feature), _HIT
+            parts = self._parts.prepare(call, entered)
+            if feature is not None:
+                return self._parts.finish(parts, feature), _HIT
+            feature = self._parts.compute(call, parts, None)
+            self._keep(call, run, condition, feature)  # before the tail, which under FreeU scales it in place
+            return self._parts.finish(parts, feature), _MISS
+
+    def _keep(self, call: Call, run: Sampling, condition: Hashable, feature: Tensor) -> None:
+        self._dtype, self._format = feature.dtype, memory_format_of(feature)
+        latents, entries = self._latents(call.sample, (0,)), feature[None]
+        table = self._make_store(latents, entries).get(condition)
+        table.append(run.keys(call.timestep, (0,), len(call.sample)), latents, entries, self.forward)

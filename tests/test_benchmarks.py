@@ -107,6 +107,27 @@ def test_samplers_equal_deepcaches(load):
         assert 5 < float(line["PSNR ours, dB"]) < 150
 
 
+def test_samplers_run_in_turn(load):
+    pytest.importorskip("DeepCache", reason="the package DeepCache is missing")
+    in_turn, seen = load("pipelines").in_turn, []
+
+    def drawing(name, steps=2):
+        def draw(on_step):
+            for step in range(steps):
+                seen.append(f"{name}{step}")
+                on_step()
+            return name if steps else 1 / 0
+
+        return draw
+
+    found = in_turn([drawing("a"), drawing("b"), drawing("c")], torch.device("cpu"), first=1)
+    assert seen == ["b0", "c0", "a0", "b1", "c1", "a1"]
+    assert [name for _, name in found] == ["a", "b", "c"] and all(seconds >= 0 for seconds, _ in found)
+    with pytest.raises(ZeroDivisionError):  # and the others come to their end
+        in_turn([drawing("a"), drawing("b", steps=0), drawing("c", steps=3)], torch.device("cpu"))
+    assert seen[6:] == ["a0", "c0", "a1", "c1", "c2"]
+
+
 def test_the_twin_shares_the_weights_but_not_the_modules(load):
     sd_unet = load("sd_unet")
     unet = sd_unet.make_unet("cpu", **SMALL)
