@@ -211,10 +211,11 @@ def test_hints_of_what_will_be_read_change_nothing(monkeypatch: pytest.MonkeyPat
     hinted = ModelWatch(model)
     monkeypatch.setattr("hash3d_cuda.watch._counters_place", lambda: None)
     plain = ModelWatch(model)
-    assert plain.state() == hinted.state() and len(plain._lines) <= len(hinted._lines)
+    before = hinted.state()
+    assert plain.state() == before and len(plain._lines) <= len(hinted._lines)
     with torch.no_grad():
         model.weight.mul_(2)
-    assert plain.state() == hinted.state() == (0, 1)
+    assert plain.state() == hinted.state() != before
 
 
 def test_meta_weights_stand_for_others() -> None:
