@@ -37,15 +37,37 @@ def mismatch(differs: str) -> float:
     return pick(load("reuse/mismatch.json")["summary"]["rows"], differs=differs)["error"]
 
 
+def gates_row(option: str, cache: str) -> Passage:
+    """A line of the table of limits."""
+    names = ("x", "PSNR change, dB", "speed-up")
+    row = pick(load("reuse/gates.json")["summary"]["rows"], cache=cache)
+    return Passage(REUSE, f"| {option} | {{:.3f}} | {{:+.2f}} | {{:.2f}}x |", lambda: [row[name] for name in names])
+
+
+def told(name: str, pattern: str) -> list[float]:
+    """Figures out of an experiment's findings."""
+    for finding in load(f"reuse/{name}.json")["summary"]["findings"]:
+        if found := re.search(pattern, finding):
+            return [float(figure) for figure in found.groups()]
+    raise FigureError(f"no finding of {name} has {pattern!r}")
+
+
 def int8() -> float:
     """The largest change of any object's PSNR, as the findings say it."""
-    for finding in load("reuse/frontier.json")["summary"]["findings"]:
-        if told := re.search(r"int8 .* from (\S+) to (\S+) by object", finding):
-            return max(abs(float(figure)) for figure in told.groups())
-    raise FigureError("frontier's findings do not say what int8 changes")
+    return max(map(abs, told("frontier", r"int8 .* from (\S+) to (\S+) by object")))
 
 
 K2, K3, K4 = "anchored-85", "anchored-85-position-3", "anchored-85-position-4"
+LIMITS = (
+    ("no limit", "no limit"),
+    ("`max_age=10`", "entries serve 10 steps"),
+    ("`max_age=40`", "entries serve 40 steps"),
+    ("`max_change=0.1`", "shallow change at most 0.1"),
+    ("`max_change=0.2`", "shallow change at most 0.2"),
+    ("`min_similarity=0.99`", "similarity at least 0.99"),
+    ("`target_x=0.2`", "eta follows x = 0.2"),
+    ("`target_quality=0.95`", "eta follows 5% of error"),
+)
 FRONTIER = (
     ("paper's eta 0.9, its grids stretched", "default eta=0.9 stretched"),
     ("every 7th step in full", "interval-7"),
@@ -56,6 +78,18 @@ FRONTIER = (
 )
 PASSAGES = (
     *(frontier_row(*row) for row in FRONTIER),
+    *(gates_row(*row) for row in LIMITS),
+    Passage(
+        REUSE,
+        "audits found a mean error of {:.3f} where {:.3f} was allowed",
+        lambda: told("gates", r"which with x makes (\S+) over all views \((\S+) allowed\)"),
+    ),
+    Passage(
+        REUSE,
+        "other noise alone moves it by {:.3f} of its norm, 136 steps by {:.3f}",
+        lambda: told("ageing", r"feature by (\S+) of its norm; an entry 136 steps old differs by (\d\.\d+)"),
+    ),
+    Passage(REUSE, "with a correlation of {:.2f}", lambda: told("ageing", r"by \+(\S+) over those of the second half")),
     Passage(
         REUSE,
         "The same views *without* the cache score {:+.2f} dB over uniform views, and uniform views with timesteps "
