@@ -40,8 +40,8 @@ def printed(page: str, command: str, *, memory: bool) -> Passage:
 
 def hit_rates(way: str) -> Passage:
     """A line of ``python benchmarks/hit_rates.py``."""
-    cells = (cell for name, cell in pick(rows("hit-rates.md"), **{"": way}).items() if name)
-    return Passage("docs/plan.md", f"| {way} | {{}} | {{}} | {{}} |", lambda: list(cells))
+    cells = [cell for name, cell in pick(rows("hit-rates.md"), **{"": way}).items() if name]
+    return Passage("docs/plan.md", f"| {way} | {{}} | {{}} | {{}} |", lambda: cells)
 
 
 PASSAGES = (
