@@ -37,10 +37,10 @@ def write_stable_diffusion(name: str) -> None:
 def write_dreamgaussian_zero123() -> None:
     """Stable-Zero123 and Zero123, for diffusers."""
     for name in ("stable-zero123-diffusers", "zero123-xl-diffusers"):
-        _write_zero123(f"ashawkey/{name}", importlib.import_module("zero123"))
+        write_zero123(f"ashawkey/{name}", importlib.import_module("zero123"))
 
 
-def _write_zero123(name: str, module: Any) -> None:
+def write_zero123(name: str, module: Any) -> None:
     """Of the pipeline class that a system brings in ``module``."""
     from diffusers import DDIMScheduler
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
