@@ -87,4 +87,4 @@ def test_stable_dreamfusion(tmp_path, number):
     else:
         prepare(copy, f"small_weights.write_stable_diffusion({STABLE_DIFFUSION!r})")
     said = run(copy, " ".join((command, *PURE)), without=FUSION)
-    assert forwards(said) == [4 if "--image" in command else 6]  # every fourth step sees the picture itself
+    assert forwards(said) == [5 if "--image" in command else 6]  # every fourth step sees the picture itself
