@@ -94,14 +94,16 @@ def pick(found: Sequence[dict[str, Any]] | Iterator[dict[str, Any]], **wanted: A
 
 def update(passages: Sequence[Passage], root: Path, check: bool = False) -> list[str]:
     """Sets the figures on the pages and returns the passages that had other ones."""
-    stale = []
+    stale, pages = [], {}
     for name in sorted({passage.page for passage in passages}):
-        before = page = (root / name).read_text(encoding="utf-8")
+        page = (root / name).read_text(encoding="utf-8")
         for passage in (one for one in passages if one.page == name):
             found = list(passage.find(page).groups())
             if found != (written := passage.written()):
                 stale.append(f"{name}: {passage.text!r} has {', '.join(found)}; the results give {', '.join(written)}")
             page = passage.set(page)
-        if page != before and not check:
+        pages[name] = page
+    if stale and not check:  # nothing is written where a passage is missing
+        for name, page in pages.items():
             (root / name).write_text(page, encoding="utf-8")
     return stale

@@ -53,6 +53,19 @@ PASSAGES = (
         "with `--grids pose --unet sd21 --radius 2.5,2.5`",
         f"dreamgaussian {_KL} --grids pose --unet sd21 --radius 2.5,2.5",
     ),
+    table_row("gaussiandreamer", "as it stands: 2 GiB, the paper's grids", f"gaussian-dreamer {_KL}"),
+    table_row("gaussiandreamer", "with `--memory-budget 16GiB`", f"gaussian-dreamer {_KL} --memory-budget 16GiB"),
+    table_row("gaussiandreamer", "with `--grids pose`", f"gaussian-dreamer {_KL} --grids pose"),
+    Passage(
+        f"{SYSTEMS}/gaussiandreamer.md",
+        "takes {} MiB, so 2 GiB remember the last {} of 4,800 views, and timesteps rarely come back in that time. "
+        "What helps is memory ({} GiB hold every view)",
+        lambda: [
+            *plan(f"gaussian-dreamer {_KL}", "memory of one entry"),
+            slots(f"gaussian-dreamer {_KL}"),
+            *plan(f"gaussian-dreamer {_KL}", "memory that holds every view"),
+        ],
+    ),
     table_row("stable-dreamfusion", "with `--steps 10000 --unet sd21`", f"{_RANGES} --steps 10000 --unet sd21"),
     table_row("stable-dreamfusion", "with `--steps 3750 --unet zero123`", f"{_RANGES} --steps 3750 --unet zero123"),
     Passage(
