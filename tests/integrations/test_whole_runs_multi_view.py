@@ -55,7 +55,7 @@ def test_mvdreams_own_script(tmp_path):
         script,
         ("range(3)", "range(2)"),
         ("step=50", "step=20"),
-        ('save(f"sample.png")', 'save("it.png")\n    print(cache)'),
+        ('save(f"sample.png")', 'save("it.png")\n    print(cache.stats())'),
     )
     said = run(copy, 'python scripts/t2i.py --text "an astronaut riding a horse" --device cpu', beside=(copy,))
     assert (copy / "it.png").is_file() and "40 forwards: 20 hits, 20 misses" in said
