@@ -16,7 +16,8 @@ from hash3d_cuda.plan.memory import SHIPPED, Memory, table_memory
 from hash3d_cuda.plan.ranges import ViewRanges, as_keys, settings_keys
 from hash3d_cuda.plan.repeats import Repeats, repeat
 from hash3d_cuda.plan.setting import CacheSetting, setting_of
-from hash3d_cuda.plan.simulate import Simulation, simulate
+from hash3d_cuda.plan.simulate import simulate
+from hash3d_cuda.plan.simulation import Simulation
 from hash3d_cuda.unet.configs import UNETS, find_unet
 from hash3d_cuda.unet.cost import ENCODERS, UNetCost, encoder_cost, unet_cost
 
@@ -136,7 +137,7 @@ def plan(
     encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
     share = unet_share(cost, setting.groups, encoder, other_share)
     memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
-    room: dict[str, Any] = {"capacity": memory.entries, "front": memory.front}
+    room: dict[str, Any] = {"capacity": memory.entries, "front": memory.front, "landing": memory.landing}
     run = simulate(keys, setting.eta, **room, seed=setting.seed, **setting.indexing)
     repeats = repeat(views, run, runs, seed=seed, setting=setting, capacity=memory.entries, **(ranges or {}))
     r = cost.r[setting.position]

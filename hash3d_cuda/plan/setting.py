@@ -16,10 +16,10 @@ UNLIMITED = "unlimited"
 class CacheSetting:
     """The cache's options that decide what is predicted; see :class:`hash3d_cuda.Hash3DConfig`.
 
-    ``memory_budget`` may be ``"unlimited"``, which holds every view of the run; ``capacity``, in entries, takes its
-    place when given. ``host_budget``: of a second tier, see :mod:`hash3d_cuda.host_tier`. ``feature_dtype`` is a name
-    such as ``"int8"``; None: float16, float32 for the shipped prior. ``timestep_first``: see
-    :func:`hash3d_cuda.plan.simulate.simulate`.
+    ``memory_budget`` may be ``"unlimited"``, which holds every view of the run on the device, beside a host tier too;
+    ``capacity``, in entries, takes its place when given. ``host_budget``: of a second tier, see
+    :mod:`hash3d_cuda.host_tier`. ``feature_dtype`` is a name such as ``"int8"``; None: float16, float32 for the shipped
+    prior. ``timestep_first``: see :func:`hash3d_cuda.plan.simulate.simulate`.
     """
 
     eta: float = 0.1
@@ -51,6 +51,7 @@ class CacheSetting:
             parse_bytes("memory_budget", self.memory_budget)
         if self.host_budget is not None:
             parse_bytes("host_budget", self.host_budget)
+        check_policies(self.max_age, self.target_x, self.audit)
 
     @property
     def indexing(self) -> dict[str, Any]:
@@ -71,3 +72,12 @@ def setting_of(settings: Any) -> CacheSetting:
     found = {**{name: getattr(settings, name, None) for name in names}, **settings.room()}
     values = {name: value for name, value in found.items() if value is not None}
     return CacheSetting(eta=settings.eta if settings.cache else 0.0, **values)
+
+
+def check_policies(max_age: Any, target_x: Any, audit: Any) -> None:
+    """Raises TypeError or ValueError where one is not what :class:`hash3d_cuda.Hash3DConfig` takes."""
+    if max_age is not None:
+        check_int("max_age", max_age, 1)
+    for name, share in (("target_x", target_x), ("audit", audit)):
+        if share is not None:
+            check_real(name, share, 0.0, 1.0)
