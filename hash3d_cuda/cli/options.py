@@ -179,6 +179,15 @@ def prove(settings: Any) -> None:
             check_budget(settings)
 
 
+def check_together(settings: Any, ranks: Any) -> None:
+    """Refuses settings of one object that ``ranks`` (:class:`hash3d_cuda.distributed.Ranks`) cannot make together."""
+    from hash3d_cuda.sds.attach import cache_config
+
+    usage(ranks.check_views, settings.views_per_step)
+    if settings.cache:
+        usage(cache_config, settings, group=ranks.group)
+
+
 def check_scene_size(settings: Any) -> None:
     """Refuses a grid that cannot be made."""
     from hash3d_cuda.checks import check_int
