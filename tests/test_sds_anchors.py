@@ -131,8 +131,9 @@ def test_coverage_is_reported(uniform):
     assert coverage(staring, 0) == {}
 
 
-def test_a_run_serves_what_the_plan_says_and_resumes(tmp_path):
-    options = GenerateSettings(steps=16, scene_size=8, reuse=0.7, anchors=5, **FAST)
+@pytest.mark.parametrize("spread", [{}, {"first_fresh": 2, "fresh_until": 0.8, "fresh_power": 1.0}])
+def test_a_run_serves_what_the_plan_says_and_resumes(spread, tmp_path):
+    options = GenerateSettings(steps=16, scene_size=8, reuse=0.7, anchors=5, **spread, **FAST)
     prior = TinyPrior()
     with SdsRun(prior, prior.resolve("cube"), options) as run:
         for _ in range(16):
