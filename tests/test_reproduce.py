@@ -6,19 +6,28 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import os
 import signal
 import time
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sds_stand_ins import TinyPrior
+from reproduce_units import (
+    OBJECTS,
+    break_at_three,
+    context,
+    double,
+    interrupt_at_three,
+    interrupt_the_command,
+    sleep_for_ever,
+    tiny_prior,
+)  # fmt: skip
 
 from hash3d_cuda.cli.main import main
 from hash3d_cuda.cli.reproduce import command_line
 from hash3d_cuda.reproduce import registry, runner, studies, written
-from hash3d_cuda.reproduce.base import Context, Unit, experiment_units
+from hash3d_cuda.reproduce.base import Unit, experiment_units
 from hash3d_cuda.reproduce.recipes_table import asked, with_settings
 from hash3d_cuda.reproduce.sweep import label, open_picture_row, sweep, with_own_hooks
 from hash3d_cuda.sds import recipes
@@ -26,45 +35,6 @@ from hash3d_cuda.sds.outputs import render_views
 from hash3d_cuda.sds.recipes import load_recipe
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import GenerateSettings
-
-OBJECTS = ("chicken", "cactus")
-
-
-def tiny_prior():
-    return TinyPrior(size=64, vocabulary=OBJECTS)
-
-
-def context(out: Path, **changes) -> Context:
-    return Context(**{"out": out, "quick": True, "objects": OBJECTS, "steps": 4, "source": tiny_prior, **changes})
-
-
-def double(context, number):
-    """A unit's function."""
-    with (context.out / "calls").open("a") as file:
-        file.write(f"{number}\n")
-    return {"double": 2 * number}
-
-
-def break_at_three(context, number):
-    if number == 3:
-        raise ValueError("three is\ntoo much")
-    return double(context, number)
-
-
-def interrupt_at_three(context, number):
-    if number == 3:
-        raise KeyboardInterrupt
-    return double(context, number)
-
-
-def interrupt_the_command(context, number):
-    os.kill(os.getppid(), signal.SIGINT)  # as Ctrl-C does; nobody waits for the rest of this unit
-    time.sleep(600)
-
-
-def sleep_for_ever(context, number):
-    (context.out / "worker").write_text(str(os.getpid()))
-    time.sleep(600)
 
 
 def experiment(numbers=(1, 2, 3), function=double, name="doubles"):
@@ -250,9 +220,16 @@ def test_a_prior_of_its_own_shares_weights_and_not_hooks():
 SWEPT = ("table-3", "table-4", "figure-9", "figure-10", "figure-12", "figure-14", "ablations", "frontier", "gates")
 
 
+@dataclass(frozen=True)
+class Coarse(GenerateSettings):
+    """A run of a scene that is rendered quickly."""
+
+    scene_size: int = 8
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """All experiments that are made of sweeps, at two steps with the stand-in; scored quickly."""
+    """All experiments that are made of sweeps, at two steps of a coarse scene with the stand-in; scored quickly."""
     where = context(tmp_path_factory.mktemp("made"), objects=OBJECTS[:1], steps=2)
     modules = [registry.load(name) for name in SWEPT]
 
@@ -263,6 +240,7 @@ def made(tmp_path_factory):
         return render_views(scene, elevation[:1], azimuth[:1], radius[:1], size).expand(16, -1, -1, -1)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hash3d_cuda.reproduce.sweep.GenerateSettings", Coarse)
         patch.setattr("hash3d_cuda.reproduce.sweep.render_views", one_view)
         patch.setattr("hash3d_cuda.reproduce.quality.perceptual_scores", lambda *_: {"distance": 0.5})
         assert runner.reproduce(modules, where, 1, write, quiet=True) == []
