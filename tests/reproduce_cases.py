@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import types
-from pathlib import Path
 
-from sds_stand_ins import TinyPrior
+from reproduce_units import OBJECTS, context, double, tiny_prior
 
 from hash3d_cuda.reproduce import runner
-from hash3d_cuda.reproduce.base import Context, Unit
+from hash3d_cuda.reproduce.base import Unit
 
-OBJECTS = ("chicken", "cactus")
-
-
-def tiny_prior():
-    return TinyPrior(size=64, vocabulary=OBJECTS)
-
-
-def context(out: Path, **changes) -> Context:
-    return Context(**{"out": out, "quick": True, "objects": OBJECTS, "steps": 4, "source": tiny_prior, **changes})
-
-
-def double(context, number):
-    """A unit's function."""
-    with (context.out / "calls").open("a") as file:
-        file.write(f"{number}\n")
-    return {"double": 2 * number}
+__all__ = ["OBJECTS", "collect", "context", "double", "experiment", "tiny_prior"]
 
 
 def experiment(numbers=(1, 2, 3), function=double, name="doubles"):

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from reproduce_cases import collect, context, double, experiment
+from reproduce_cases import collect, context, experiment
+from reproduce_units import break_at_three, interrupt_at_three, interrupt_the_command, sleep_for_ever
 
 from hash3d_cuda.reproduce import runner
 from hash3d_cuda.reproduce.base import experiment_units
-
-
-def break_at_three(context, number):
-    if number == 3:
-        raise ValueError("three is\ntoo much")
-    return double(context, number)
-
-
-def interrupt_at_three(context, number):
-    if number == 3:
-        raise KeyboardInterrupt
-    return double(context, number)
-
-
-def interrupt_the_command(context, number):
-    os.kill(os.getppid(), signal.SIGINT)  # as Ctrl-C does; nobody waits for the rest of this unit
-    time.sleep(600)
-
-
-def sleep_for_ever(context, number):
-    (context.out / "worker").write_text(str(os.getpid()))
-    time.sleep(600)
 
 
 def calls(out: Path) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 from reproduce_cases import OBJECTS, context, tiny_prior
@@ -43,9 +44,16 @@ def test_a_prior_of_its_own_shares_weights_and_not_hooks():
 SWEPT = ("table-3", "table-4", "figure-9", "figure-10", "figure-12", "figure-14", "ablations", "frontier", "gates")
 
 
+@dataclass(frozen=True)
+class Coarse(GenerateSettings):
+    """A run of a scene that is rendered quickly."""
+
+    scene_size: int = 8
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """All experiments that are made of sweeps, at two steps with the stand-in; scored quickly."""
+    """All experiments that are made of sweeps, at two steps of a coarse scene with the stand-in; scored quickly."""
     where = context(tmp_path_factory.mktemp("made"), objects=OBJECTS[:1], steps=2)
     modules = [registry.load(name) for name in SWEPT]
 
@@ -56,6 +64,7 @@ def made(tmp_path_factory):
         return render_views(scene, elevation[:1], azimuth[:1], radius[:1], size).expand(16, -1, -1, -1)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hash3d_cuda.reproduce.sweep.GenerateSettings", Coarse)
         patch.setattr("hash3d_cuda.reproduce.sweep.render_views", one_view)
         patch.setattr("hash3d_cuda.reproduce.quality.perceptual_scores", lambda *_: {"distance": 0.5})
         assert runner.reproduce(modules, where, 1, write, quiet=True) == []
