@@ -2,7 +2,7 @@
 
 The real table goes through the views of each system, many seeds pooled: no GPU, no weights, minutes.
 
-python benchmarks/hit_rates.py
+python benchmarks/hit_rates.py > benchmarks/results/hit-rates.md
 """
 
 from __future__ import annotations
@@ -37,4 +37,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(f"<!-- {(__doc__ or '').splitlines()[-1]} -->\n{table()}")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 import hash3d_cuda as h3d
-from hash3d_cuda.unet import SplitUNet
+
+if TYPE_CHECKING:  # else where it is needed: benchmarks of the table alone are collected without it
+    from diffusers import UNet2DConditionModel
 
 POSITION = 2  # the paper's; DeepCache's branch 1
 SD15 = dict(block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=768)
@@ -37,6 +38,8 @@ class Call:
 
 def make_unet(device: str, **config: Any) -> UNet2DConditionModel:
     """In float32 on a CPU, in float16 on a GPU."""
+    from diffusers import UNet2DConditionModel
+
     torch.manual_seed(0)
     with torch.device(device):
         unet = UNet2DConditionModel(**{**SD15, **config}).eval().requires_grad_(False)
@@ -81,6 +84,8 @@ class Bare:
     """Head, deep and tail without a hook, and a table of one's own to append to."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
+        from hash3d_cuda.unet import SplitUNet
+
         self.unet = unet
         self._split = SplitUNet(unet, POSITION)
 

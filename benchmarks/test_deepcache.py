@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from axes import compare, devices
-from DeepCache import DeepCacheSDHelper
 from sd_unet import POSITION, SIDE, TIMESTEP, Call, Hooked, make_call, make_unet, twin
 
 BRANCH = POSITION - 1
@@ -21,6 +20,8 @@ class DeepCacheStep:
     """DeepCache's helper on a twin of ``unet``, made to reuse what it stored for this very input."""
 
     def __init__(self, unet: torch.nn.Module, call: Call) -> None:
+        from DeepCache import DeepCacheSDHelper
+
         self._unet = twin(unet)
         scheduler = SimpleNamespace(timesteps=[TIMESTEP])
         self.helper = DeepCacheSDHelper(SimpleNamespace(unet=self._unet, scheduler=scheduler))

@@ -44,7 +44,9 @@ SECTIONS = {
 }
 _LINK = re.compile(r"(!?\[[^\]]*\]\()(?!\w+:|#)([^)#\s]+)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-_ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):<code>[~.]*([^<]*)</code>")
+_ROLE = re.compile(r":?\b(?:class|func|meth|mod|attr|data):<code>[~.]*([^<]*)</code>")
+# "hits, misses: ..." among a class's attributes is read as hits, of type misses
+_TWO = re.compile(r"(,</[a-z]+></code></b>\s*)\(<code><[^>]*>(\w+)</[a-z]+></code>\)")
 
 
 def on_config(config: Any) -> Any:
@@ -81,8 +83,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Docstrings name classes with Sphinx's roles; the name is enough here."""
-    return _ROLE.sub(r"<code>\1</code>", html)
+    """Docstrings name classes with Sphinx's roles, where the name is enough here, and two attributes at once."""
+    return _TWO.sub(r"\1<b><code>\2</code></b>", _ROLE.sub(r"<code>\1</code>", html))
 
 
 def _linked(pages: list[Path]) -> list[Path]:

@@ -1,6 +1,7 @@
 """Calls of a table's engine: arguments that have been checked in, tensors out.
 
-The engine reads memory as it lies, so whatever is not dense, or of another type than the table's, is copied first.
+The engine reads memory as it lies, so whatever is not dense, or of another type than the table's, or to be read
+negated (torch's negative bit), is copied first.
 Nothing here waits for a GPU. With ``out`` nothing as large as a feature is allocated, as long as its rows are dense.
 """
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from .checks import dense
 from .results import PackedResult, QueryResult
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ def run_append(
     table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None
 ) -> Tensor:
     """Serials int64 [B]."""
-    keys, latents = keys.contiguous(), _dense(latents, torch.float32)
-    features = _dense(features, table.options.answer_dtype)
+    keys, latents = dense(keys), dense(latents, torch.float32)
+    features = dense(features, table.options.answer_dtype)
     rows = keys.shape[0]
     serials = torch.empty(rows, dtype=torch.int64, device=table.device)
     scratch = torch.empty(engine.append_scratch(), dtype=torch.uint8, device=table.device) if table._on_gpu else None
@@ -37,7 +39,7 @@ def run_append(
 
 def run_query(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor, out: Tensor | None) -> QueryResult:
     """Features are ``out`` itself where it is given."""
-    keys, latents = keys.contiguous(), _dense(latents, torch.float32)
+    keys, latents = dense(keys), dense(latents, torch.float32)
     rows, options, device = keys.shape[0], table.options, table.device
     if out is not None and rows_are_dense(out):
         target = out
@@ -74,7 +76,7 @@ def run_query(table: HashTable, engine: _C.Engine, keys: Tensor, latents: Tensor
 
 def run_lookup(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
     """Serials int64 [N, M, Q]."""
-    keys = keys.contiguous()
+    keys = dense(keys)
     rows, options = keys.shape[0], table.options
     serials = torch.empty(rows, len(options.grids), options.queue_length, dtype=torch.int64, device=table.device)
     with table._lock:
@@ -84,7 +86,7 @@ def run_lookup(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
 
 def run_similarity(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
     """Averages float32 [N, M]."""
-    keys = keys.contiguous()
+    keys = dense(keys)
     averages = torch.empty(keys.shape[0], len(table.options.grids), device=table.device)
     with table._lock:
         engine.similarity(keys.shape[0], keys.data_ptr(), averages.data_ptr(), table._stream())
@@ -92,7 +94,9 @@ def run_similarity(table: HashTable, engine: _C.Engine, keys: Tensor) -> Tensor:
 
 
 def rows_are_dense(out: Tensor) -> bool:
-    """Whether each row of ``out`` lies in one piece and no two rows overlap."""
+    """Whether each row of ``out`` lies in one piece, as it is to be read, and no two rows overlap."""
+    if out.is_neg():
+        return False
     if out.is_contiguous() or out.dim() < 2 or len(out) == 0:
         return out.is_contiguous()
     return out[0].is_contiguous() and (len(out) == 1 or out.stride(0) >= out[0].numel())
@@ -100,12 +104,6 @@ def rows_are_dense(out: Tensor) -> bool:
 
 def _address(scratch: Tensor | None) -> int:
     return 0 if scratch is None else scratch.data_ptr()
-
-
-def _dense(value: Tensor, dtype: torch.dtype) -> Tensor:
-    if value.dtype is not dtype:  # a call of to() that changes nothing is not free
-        value = value.to(dtype)
-    return value.contiguous()
 
 
 def _per_row(hit: Tensor, like: Tensor) -> Tensor:

@@ -153,6 +153,15 @@ def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
     return len(sizes) == len(shape) and sizes[1:] == shape[1:] and bool(shape) and shape[0] is None
 
 
+def dense(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``value`` with its numbers in memory one after the other, as they are to be read; a copy where it is not so."""
+    if dtype is not None and value.dtype is not dtype:  # a call of to() that changes nothing is not free
+        value = value.to(dtype)
+    if value.is_neg():  # such as x.conj().imag, which shares x's memory; a conjugate bit is on complex numbers alone
+        value = value.resolve_neg()
+    return value.contiguous()
+
+
 def parse_bytes(name: str, value: Any) -> int:
     """Returns a number of bytes from an int, or from a string such as ``"2GiB"``, ``"1.5 GB"`` or ``"4096"``."""
     expected = 'bytes as an int, or a string such as "2GiB" or "512MB"'

@@ -37,6 +37,7 @@ _EDGE = 5.0  # log-odds beyond which eta is 0 or 1
 _LAG = 4  # forwards after which an audit's error is used, on every device alike, so that a GPU is seldom waited for
 _FIRST = 4  # audits that found something and are made at the first occasions, with a target to start towards
 _ROWS = 4096  # audits that are remembered
+_POINTS = 256  # of eta's course, at most; from half as many on
 
 
 class Audit(NamedTuple):
@@ -57,6 +58,31 @@ class Audit(NamedTuple):
     items: int
 
 
+class Course:
+    """How eta moved: what it was in every forward, then in every second, fourth, ..., so that it stays short.
+
+    Attributes:
+        rows: ``(forward, eta)``, oldest first, at most 256.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[float]] = (), stride: int = 1) -> None:
+        self.rows = [(int(forward), float(eta)) for forward, eta in rows]
+        self._stride = max(int(stride), 1)
+
+    def note(self, forward: int, eta: float) -> None:
+        """Takes in a forward, the first of which is number 1."""
+        if (forward - 1) % self._stride:
+            return
+        self.rows.append((forward, eta))
+        if len(self.rows) > _POINTS:
+            self._stride *= 2
+            self.rows = [row for row in self.rows if (row[0] - 1) % self._stride == 0]
+
+    def state(self) -> dict[str, Any]:
+        """JSON values, which the constructor takes."""
+        return {"rows": [list(row) for row in self.rows], "stride": self._stride}
+
+
 class EtaControl:
     """The probability of a retrieval, and which forwards are audited.
 
@@ -69,6 +95,7 @@ class EtaControl:
     Attributes:
         eta: the probability now.
         audited: items that would have been served, so far.
+        course: of eta, where a target moves it; else empty.
     """
 
     def __init__(
@@ -89,6 +116,7 @@ class EtaControl:
         self._seen: deque[Audit] = deque(maxlen=_ROWS)
         self._audits = self.audited = 0
         self._error = 0.0  # sum over the audited items whose error was read
+        self.course = Course()
 
     @classmethod
     def of(cls, config: Hash3DConfig, copies: HostCopies | None = None) -> EtaControl:
@@ -98,8 +126,17 @@ class EtaControl:
     def begin(self, forward: int) -> bool:
         """To be called first in forward number ``forward``: uses what earlier audits saw; returns whether this forward
         is one."""
-        if not self._audit:
-            return False
+        audited = self._begin_audit(forward) if self._audit else False
+        if self._moves:
+            self.course.note(forward, self.eta)
+        return audited
+
+    @property
+    def _moves(self) -> bool:
+        """Whether eta follows a target; else it is the configuration's."""
+        return self._target_x is not None or self._allowed is not None
+
+    def _begin_audit(self, forward: int) -> bool:
         while self._coming and self._coming[0][0].forward + _LAG <= forward:
             told, later = self._coming.popleft()
             if not later.arrived:
@@ -160,6 +197,7 @@ class EtaControl:
         return {
             "eta": self.eta, "odds": self._odds, "coin": [version, list(numbers), gauss], "audits": self._audits,
             "audited": self.audited, "error": self._error, "seen": [list(audit) for audit in self._seen],
+            "course": self.course.state(),
             "coming": [list(told._replace(error=later.read())) for told, later in self._coming],
         }  # fmt: skip
 
@@ -167,10 +205,11 @@ class EtaControl:
         """The reverse; raises TypeError, ValueError or KeyError where it is none, and then may be half loaded."""
         version, numbers, gauss = state["coin"]
         self._coin.setstate((version, tuple(numbers), gauss))
-        if self._target_x is not None or self._allowed is not None:  # else eta is the configuration's
+        if self._moves:
             self.eta, self._odds = min(max(float(state["eta"]), 0.0), 1.0), float(state["odds"])
         self._audits, self.audited = int(state["audits"]), int(state["audited"])
         self._error = float(state["error"])
+        self.course = Course(**state.get("course", {}))  # files of earlier versions have none
         self._seen = deque((Audit(*row) for row in state["seen"]), maxlen=_ROWS)
         coming = [Audit(*row) for row in state["coming"]]
         self._coming = deque((told, Later(torch.tensor(told.error))) for told in coming)

@@ -16,7 +16,7 @@ HOST = 'pass decide="host"'
 
 
 class Pieces(Protocol):
-    """A forward in three pieces on memory that stays in place; see :class:`.device_forward.DevicePieces`."""
+    """A forward in three pieces on memory that stays in place; see :class:`.device_pieces.DevicePieces`."""
 
     need: Tensor  # int32 [1] on the device: whether ``body`` is wanted
 

@@ -190,6 +190,11 @@ class Hash3DCache:
         """The latest audits, oldest first, see :class:`hash3d_cuda.control.Audit`. A GPU is waited for."""
         return self._hooked.cached.control.audits() if isinstance(self._hooked.cached, CachedForward) else []
 
+    def eta_course(self) -> list[tuple[int, float]]:
+        """How ``target_x`` or ``target_quality`` moved eta: ``(forward, eta)`` from forward 1 on, evenly thinned to 256
+        points at most. Empty without a target."""
+        return list(self._hooked.cached.control.course.rows) if isinstance(self._hooked.cached, CachedForward) else []
+
     def served(self) -> dict[str, int]:
         """``hits``, ``misses`` and ``bypasses`` as in :meth:`stats`, in items: host numbers, nothing is waited for.
         With ``decide="device"`` they lag behind: they are what the device has reported by now."""

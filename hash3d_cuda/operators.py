@@ -219,4 +219,6 @@ for _name, (_schema, _run, _fake) in _OPERATORS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     for _backend in ("CPU", "CUDA"):
         _library.impl(_name, _run, _backend)
+    # Tensors to be read negated come as they are, and calls.py resolves them: torch's own way cannot write to one.
+    _library.impl(_name, torch.library.fallthrough_kernel, "Negative")
     torch.library.register_fake(f"hash3d::{_name}", _fake, lib=_library)

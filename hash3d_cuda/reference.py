@@ -29,6 +29,7 @@ from . import reference_rules as rules
 from . import storage
 from .keys import PAPER_GRIDS, Grid
 from .options import TableOptions
+from .reference_chains import Chains
 from .reference_quantise import dequantise, quantise
 from .reference_rules import Entry, Place
 from .results import QueryResult, TableStats
@@ -83,10 +84,7 @@ class HashTable:
 
     def clear(self) -> None:
         """Makes the table as just constructed: empty, serials from 0, similarities and counters reset."""
-        grids = self.options.grids
-        self._chains: list[dict[int, list[Entry]]] = [{} for _ in grids]  # bucket -> entries, oldest first
-        self._means: list[dict[int, float]] = [{} for _ in grids]  # bucket -> running average (Eq. 9)
-        self._slots: dict[int, Entry] = {}
+        self._held = Chains(self.options, self.capacity)
         self._next_serial = self._rejected = self._queries = self._hits = 0
 
     def append(self, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -111,10 +109,10 @@ class HashTable:
                 continue
             serial = self._next_serial
             self._next_serial += 1
-            self._leave(serial % self.capacity)
+            self._held.leave(serial % self.capacity)
             if storable:
                 copies = keys[row].clone(), latents[row].clone(), stored[row].clone(), scales[row].clone()
-                self._join(self._entry(serial, *copies, places[row]))
+                self._held.join(self._entry(serial, *copies, places[row]))
             else:
                 self._rejected += 1
             serials.append(serial if storable else -1)
@@ -135,10 +133,10 @@ class HashTable:
         finite = (rules.rows_finite(keys) & rules.rows_finite(latents)).tolist()
         places = rules.places_of(keys, self.options)
         for row in range(rows):
-            chosen = self._choose(places[row]) if finite[row] else None
+            chosen = self._held.choose(places[row]) if finite[row] else None
             if chosen is None:
                 continue
-            others = self._candidates(chosen, places[row][chosen])
+            others = self._held.candidates(chosen, places[row][chosen])
             weight = rules.weigh(self.options, chosen, others, keys[row], latents[row])
             features[row] = rules.blend(self.options, others, weight).view(self.options.feature_shape)
             grid[row] = chosen
@@ -162,7 +160,7 @@ class HashTable:
         found = torch.full(shape, -1, dtype=torch.int64)
         for row, places in enumerate(rules.places_of(keys, self.options)):
             for grid, place in enumerate(places):
-                serials = [entry.serial for entry in self._candidates(grid, place)]
+                serials = [entry.serial for entry in self._held.candidates(grid, place)]
                 if serials:
                     found[row, grid, : len(serials)] = torch.tensor(serials)
         return found.to(self.device)
@@ -173,12 +171,12 @@ class HashTable:
         result = torch.full((len(keys), len(self.options.grids)), float("nan"))
         for row, places in enumerate(rules.places_of(keys, self.options)):
             for grid, place in enumerate(places):
-                result[row, grid] = self._similarity(grid, place.bucket)
+                result[row, grid] = self._held.similarity(grid, place.bucket)
         return result.to(self.device)
 
     def __len__(self) -> int:
         """Live entries: those still in at least one chain."""
-        return len(self._live())
+        return len(self._held.live())
 
     def stats(self) -> TableStats:
         """The counters since construction or ``clear()``."""
@@ -215,70 +213,16 @@ class HashTable:
         numbers = dequantise(self.options, feature, scales)
         return Entry(serial, key, latent, feature, scales, numbers, places)
 
-    def _leave(self, slot: int) -> None:
-        """Rule 5: whatever lies in ``slot`` leaves all its chains. The paper leaves open when; here it is before the
-        similarity of the entry that takes the slot is computed, and for a rejected entry as well."""
-        entry = self._slots.pop(slot, None)
-        if entry is None:
-            return
-        for grid, place in enumerate(entry.places):
-            chain = self._chains[grid].get(place.bucket, [])
-            if entry in chain:
-                chain.remove(entry)
-
-    def _join(self, entry: Entry) -> None:
-        """Rules 3, 4 and 7."""
-        self._slots[entry.serial % self.capacity] = entry
-        candidates = [self._candidates(grid, place) for grid, place in enumerate(entry.places)]
-        cosines = rules.cosines(entry, {other.serial: other for others in candidates for other in others})
-        for grid, (place, others) in enumerate(zip(entry.places, candidates, strict=True)):
-            if others:
-                mean = sum(cosines[other.serial] for other in others) / len(others)
-                old = self._means[grid].get(place.bucket)
-                decay = self.options.similarity_decay
-                self._means[grid][place.bucket] = rules.running_average(old, mean, decay)
-            chain = self._chains[grid].setdefault(place.bucket, [])
-            chain.append(entry)
-            if len(chain) > self.options.queue_length:
-                chain.pop(0)
-
-    def _candidates(self, grid: int, place: Place) -> list[Entry]:
-        """Rule 6, newest first."""
-        chain = self._chains[grid].get(place.bucket, [])
-        if self.options.match == "cell":
-            chain = [entry for entry in chain if entry.places[grid].cell == place.cell]
-        return chain[::-1]
-
-    def _similarity(self, grid: int, bucket: int) -> float:
-        return self._means[grid].get(bucket, rules.float32(self.options.initial_similarity))
-
-    def _choose(self, places: list[Place]) -> int | None:
-        """Rule 8: the grid to use, or None for a miss."""
-        best, chosen = 0.0, None
-        for grid, place in enumerate(places):
-            score = self._similarity(grid, place.bucket)
-            if self._candidates(grid, place) and (chosen is None or score > best):
-                best, chosen = score, grid
-        limit = self.options.min_similarity
-        if chosen is None or (limit is not None and best < rules.float32(limit)):
-            return None
-        return chosen
-
-    def _live(self) -> dict[int, Entry]:
-        """Entries in at least one chain, by serial."""
-        chains = [chain for by_bucket in self._chains for chain in by_bucket.values()]
-        return {entry.serial: entry for chain in chains for entry in chain}
-
     def _state_dict(self) -> dict[str, Tensor]:
         """The content as CPU tensors, in the form :mod:`hash3d_cuda.storage` describes."""
         options = self.options
-        entries = [entry for _, entry in sorted(self._live().items())]
+        entries = [entry for _, entry in sorted(self._held.live().items())]
         member = [
-            [entry in self._chains[grid].get(place.bucket, []) for grid, place in enumerate(entry.places)]
+            [entry in self._held.chains[grid].get(place.bucket, []) for grid, place in enumerate(entry.places)]
             for entry in entries
         ]
         similarity = torch.full((len(options.grids), options.num_buckets), float("nan"))
-        for grid, means in enumerate(self._means):
+        for grid, means in enumerate(self._held.means):
             for bucket, mean in means.items():
                 similarity[grid, bucket] = mean
 
@@ -304,15 +248,15 @@ class HashTable:
         self._next_serial, self._rejected, self._queries, self._hits = state["counters"].tolist()
         for grid, means in enumerate(state["similarity"]):
             for bucket in means.isfinite().nonzero().flatten().tolist():
-                self._means[grid][bucket] = means[bucket].item()
+                self._held.means[grid][bucket] = means[bucket].item()
         keys, latents, features = (state[name].to(self.device) for name in ("keys", "latents", "features"))
         scales = state.get("scales", torch.empty(len(keys), 0)).to(self.device)
         places = rules.places_of(keys, self.options)
         for row, serial in enumerate(state["serials"].tolist()):
             entry = self._entry(serial, keys[row], latents[row], features[row], scales[row], places[row])
-            self._slots[serial % self.capacity] = entry
+            self._held.slots[serial % self.capacity] = entry
             for grid, joined in enumerate(state["member"][row].tolist()):
-                chain = self._chains[grid].setdefault(places[row][grid].bucket, [])
+                chain = self._held.chains[grid].setdefault(places[row][grid].bucket, [])
                 if joined:
                     chain.append(entry)
                 if len(chain) > self.options.queue_length:

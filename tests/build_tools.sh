@@ -1,22 +1,26 @@
 # For sanitize.sh and emulate.sh, which source it: a copy of the sources in $work/tree, the current folder from then on,
 # and how to build it. The checkout is left alone.
+#
+#   BUILDS=FOLDER    builds there and leaves it behind: the other script compiles only what the first has not
 root=$(cd "$(dirname "$0")/.." && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+work=${BUILDS:-$(mktemp -d)}
+[ -n "${BUILDS:-}" ] || trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python}
 export OMP_NUM_THREADS=1
 export PYTHONPATH="$work/tree:$work/tree/tests" # before an installed hash3d_cuda
 # What the oracle does alone has none of this build's code in it, and is what the whole suite runs.
 with_engine="not oracle-cpu"
 
-mkdir "$work/tree"
-cp -R "$root"/{CMakeLists.txt,pyproject.toml,csrc,python,hash3d_cuda,tests} "$work/tree/"
+mkdir -p "$work/tree"
+# With the times of the sources, by which ninja tells what was compiled from them.
+cp -Rp "$root"/{CMakeLists.txt,pyproject.toml,csrc,python,hash3d_cuda,tests} "$work/tree/"
 rm -f "$work"/tree/hash3d_cuda/_C.*.so
 cd "$work/tree"
 
 say() { printf -- '-- %s\n' "$*"; }
 
-# configure FOLDER OPTION...: prepares a build of the copied tree, its module to go into the tree.
+# configure FOLDER OPTION...: prepares a build of the copied tree, its module to go into the tree. Over an earlier one,
+# what comes out alike is not compiled again.
 configure() {
   local folder=$1
   shift

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,18 @@ from hash3d_cuda import _C
 
 if _C.build_info()["cuda_architectures"] == "emulated":  # tests/emulate.sh: the kernels run on a CPU table's memory
     h3d.HashTable._device_index = lambda self: 0  # type: ignore[method-assign]
+
+
+def pytest_collection() -> None:
+    """Importing torch and diffusers makes half a million objects that stay: no need to look for garbage among them."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Nor in any test that follows."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 def _devices() -> list[str]:

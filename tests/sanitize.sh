@@ -17,35 +17,38 @@ python_with_asan() {
 }
 
 say "building with AddressSanitizer and UndefinedBehaviorSanitizer"
-configure "$work/asan" -DHASH3D_CUDA=OFF -DHASH3D_SANITIZE=address,undefined
+configure "$work/asan" -DHASH3D_CUDA=OFF -DHASH3D_EMULATE=OFF -DHASH3D_SANITIZE=address,undefined
 build "$work/asan" _C engine_threads
 must_report heap-buffer-overflow "$work/asan/engine_threads" overrun
 "$work/asan/engine_threads"
 must_report heap-buffer-overflow python_with_asan - <<'PY'
-import torch
+import numpy
 from hash3d_cuda import _C
-source, target = torch.zeros(64), torch.empty(63)
-_C.to_float(0, source.data_ptr(), target.data_ptr(), 64)  # one number too many
+source, target = numpy.zeros(64, "float32"), numpy.empty(63, "float32")
+_C.to_float(0, source.ctypes.data, target.ctypes.data, 64)  # one number too many
 PY
 must_report "runtime error: .*misaligned" python_with_asan - <<'PY'
-import torch
+import numpy
 from hash3d_cuda import _C
-source, target = torch.zeros(64), torch.empty(63)
+source, target = numpy.zeros(64, "float32"), numpy.empty(63, "float32")
 _C.use_simd("baseline")
-_C.to_float(1, source.data_ptr() + 1, target.data_ptr(), 8)  # halves at an odd address
+_C.to_float(1, source.ctypes.data + 1, target.ctypes.data, 8)  # halves at an odd address
 PY
 say "the table's tests"
 python_with_asan -m pytest -q -s -p no:cacheprovider -k "$with_engine" tests/test_table_*.py tests/test_storage.py
 say "a fuzz run on every instruction set"
-paths=$("$python" -c 'import hash3d_cuda.info as i; print(*i.info()["simd_paths"])' 2>/dev/null ||
-  python_with_asan -c 'import hash3d_cuda.info as i; print(*i.info()["simd_paths"])')
-for path in $paths; do
-  HASH3D_SIMD=$path python_with_asan tests/fuzz_table.py --operations "${FUZZ:-4000}" --seed "${SEED:-0}"
-done
+python_with_asan - --operations "${FUZZ:-4000}" --seed "${SEED:-0}" <<'PY'
+import fuzz_table
+from hash3d_cuda import _C
+for path in _C.build_info()["simd_paths"]:
+    assert _C.use_simd(path)
+    print(path, end=": ", flush=True)
+    fuzz_table.main()
+PY
 
 say "building with ThreadSanitizer"
 rm "$work"/tree/hash3d_cuda/_C.*.so
-configure "$work/tsan" -DHASH3D_CUDA=OFF -DHASH3D_SANITIZE=thread
+configure "$work/tsan" -DHASH3D_CUDA=OFF -DHASH3D_EMULATE=OFF -DHASH3D_SANITIZE=thread
 build "$work/tsan" engine_threads
 must_report "data race" "$work/tsan/engine_threads" race
 "$work/tsan/engine_threads"

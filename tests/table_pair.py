@@ -162,7 +162,7 @@ class Pair:
             assert torch.equal(actual.features[row], untouched.to(actual.features.dtype))
             return
         ((places),) = rules.places_of(key[None], self.options)
-        others = self.oracle._candidates(grid, places[grid])
+        others = self.oracle._held.candidates(grid, places[grid])
         serials = [other.serial for other in others]
         assert actual.serials[row].tolist() == serials + [-1] * (self.options.queue_length - len(serials))
         weights = actual.weights[row]
@@ -179,7 +179,7 @@ class Pair:
             gap = abs(scores[actual] - scores[expected])
         else:
             ((places),) = rules.places_of(key[None], self.options)
-            held = [s for g, s in enumerate(scores) if places and self.oracle._candidates(g, places[g])]
+            held = [s for g, s in enumerate(scores) if places and self.oracle._held.candidates(g, places[g])]
             gap = abs(max(held) - limit) if held and limit is not None else math.inf
         assert gap <= near, f"grid {actual}, oracle {expected}, similarities {scores}, limit {limit}"
         self.near_ties += 1

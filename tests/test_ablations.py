@@ -19,6 +19,7 @@ WIDE = (Grid(60.0, 90.0, 0.3, 1000.0), Grid(90.0, 120.0, 0.5, 1000.0), Grid(90.0
 BASE = GenerateSettings(steps=STEPS, scene_size=8, capacity=2 * STEPS, eta=0.6, grids=WIDE)
 CROWDED = replace(BASE, grids=(Grid(90.0, 360.0, 4.0, 1000.0),))  # two cells, so that chains fill up
 ANCHORED = {"sampler", "eta", "grids", "capacity"}
+SPREAD = {*ANCHORED, "anchors", "first_fresh", "fresh_until", "fresh_power", "jitter"}
 CHANGED = {
     "none": {"cache"},
     "default": set(),
@@ -37,6 +38,8 @@ CHANGED = {
     "anchored-70-position-3": {*ANCHORED, "position", "reuse"},
     "anchored-85-int8": {*ANCHORED, "position", "feature_dtype"},
     "anchored-85-few": {*ANCHORED, "position", "anchors"},
+    "anchored-85-spread": SPREAD,
+    "anchored-85-spread-no-cache": {*SPREAD, "cache"},
     "none-middle": {"cache", "t_high", "t_low"},
     "target-0.2": {"target_x"},
     "quality-0.95": {"target_quality"},
@@ -158,8 +161,9 @@ def test_intervals_run_every_so_manieth_step_in_full(every, record):
     assert run.views == record("default").views and run.seeds == record("default").seeds
 
 
-def test_anchored_views_are_the_same_with_and_without_the_cache(record):
-    cached, plain = record("anchored-85"), record("anchored-85-no-cache")
+@pytest.mark.parametrize("name", ("anchored-85", "anchored-85-spread"))
+def test_anchored_views_are_the_same_with_and_without_the_cache(name, record):
+    cached, plain = record(name), record(f"{name}-no-cache")
     assert cached.views == plain.views != record("default").views and cached.seeds == plain.seeds
     assert cached.served["hits"] > 0.6 * items(BASE) and plain.served["hits"] == 0
 

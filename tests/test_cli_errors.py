@@ -79,6 +79,8 @@ def fails(capsys, code, *words, argv):
         (["generate", "cube", "--device", "abacus"], ["device", "abacus"]),
         (["generate", "cube", "--azimuth", "3"], ["--azimuth"]),
         (["generate", "cube", "--fresh-power", "2"], ["--fresh-power", "--sampler anchored", "uniform"]),
+        (["generate", "cube", "--first-fresh", "8"], ["--first-fresh", "--sampler anchored", "uniform"]),
+        (["generate", "cube", "--preset", "fast", "--fresh-until", "2"], ["fresh_until", "2"]),
         (["generate", "cube", "--resume", "--force"], ["--force"]),
         (["compare", "cube", "--eta", "7"], ["eta", "7"]),
         (["info", "--colour"], ["--colour"]),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from forked import Forked
 from PIL import Image
 from sds_stand_ins import TinyPrior
 
@@ -18,13 +17,6 @@ from hash3d_cuda.cli.options import default_folder, looks_like_path
 from hash3d_cuda.sds.checkpoint import find_checkpoint
 
 SMALL = ["--scene-size", "8", "--turntable-frames", "3", "--turntable-size", "16", "--memory-budget", "16MiB"]
-CODE = """
-import sys, hash3d_cuda.prior
-from sds_stand_ins import TinyPrior
-from hash3d_cuda.cli import main
-hash3d_cuda.prior.load_prior = lambda name=None, device="cpu", encoder=None: TinyPrior()
-sys.exit(main(sys.argv[1:]))
-"""
 CACHE = ["--eta", "0.7", "--grids", "90,120,1,300"]
 
 
@@ -166,24 +158,17 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     """The signal reaches a process that is busy in torch, and what it leaves can be resumed."""
     out = tmp_path / "out"
     argv = ["generate", "cube", "--out", str(out), "--steps", "100000", "--checkpoint-every", "5", *SMALL]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, *argv, "--no-cache"],
-        cwd=tmp_path,  # not the checkout, whose package may not be built
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    (tmp_path / "printed").mkdir()
+    process = Forked(lambda: main([*argv, "--no-cache"]), tmp_path, tmp_path / "printed")
     try:
         for _ in range(3000):
-            if find_checkpoint(out) is not None or process.poll() is not None:
+            if find_checkpoint(out) is not None or not process.running:
                 break
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=300)
+        process.interrupt()
     finally:
-        process.kill()
-    assert process.returncode == 1 and "Traceback" not in errors
+        status, _, errors = process.end()
+    assert status == 1 and "Traceback" not in errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith("hash3d: interrupted at step ") and last.endswith("resume with --resume")
     assert json.loads((out / "metrics.json").read_text())["interrupted"]

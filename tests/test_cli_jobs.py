@@ -249,6 +249,22 @@ def test_a_killed_workers_job_is_taken_up_by_another_from_its_checkpoint(tmp_pat
         assert views(made / name) == views(tmp_path / word), "as if nothing had happened"
 
 
+@pytest.mark.parametrize("most, done, code", [(2, 0, 0), (2, 1, 0), (2, 2, 1), (0, 0, 1)])
+def test_jobs_that_failed_for_good_use_up_no_restarts(tmp_path, monkeypatch, capsys, most, done, code):
+    """torchrun starts processes anew as long as one ends with an error and restarts are left."""
+    argv = [*write(tmp_path, {"out": "a", "prompt": "cube"}), "--quiet"]
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", str(most))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(done))
+    monkeypatch.setattr("hash3d_cuda.cli.jobs.make", fail)
+    assert main(argv) == code and job_statuses(tmp_path) == {"a": "failed"}
+    told = [line for line in capsys.readouterr().err.splitlines() if "1 of 1 jobs failed for good" in line]
+    assert len(told) == (code == 0) and all("the exit code is 0, or torchrun would start" in line for line in told)
+
+
+def fail(*_):
+    raise ValueError("wrong input")
+
+
 def test_a_worker_killed_after_its_work_loses_nothing(tmp_path):
     argv = [*write(tmp_path, {"out": "a", "prompt": "cube", "steps": 2}), "--quiet"]
     assert main(argv) == 0

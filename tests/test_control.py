@@ -19,7 +19,7 @@ from torch import Tensor
 
 import hash3d_cuda as h3d
 from hash3d_cuda.cached import CachedForward
-from hash3d_cuda.control import Audit, EtaControl, relative_errors
+from hash3d_cuda.control import Audit, Course, EtaControl, relative_errors
 from hash3d_cuda.poses import HostCopies
 from hash3d_cuda.rows import RowLayout
 
@@ -196,6 +196,30 @@ def test_the_share_follows_its_target() -> None:
     kinds = [loop.run(0.0, 100.0) for _ in range(40)]
     assert kinds[0] == ("bypass", "bypass") and kinds.count(("hit", "hit")) > 10
     assert loop.cache.eta == loop.cache._hooked.cached.control.eta > 0.5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_a_course_stays_short_and_even(forwards: int, stop: int) -> None:
+    course = Course()
+    for forward in range(1, forwards + 1):
+        if forward == stop:
+            course = Course(**json.loads(json.dumps(course.state())))
+        course.note(forward, forward / 4096)
+    told = [forward for forward, _ in course.rows]
+    stride = told[1] - told[0] if len(told) > 1 else 1
+    assert told == list(range(1, forwards + 1, stride)) and min(forwards, 128) <= len(told) <= 256
+    assert all(eta == forward / 4096 for forward, eta in course.rows)
+
+
+def test_eta_has_a_course_where_a_target_moves_it() -> None:
+    loop = Loop(target_x=1.0, eta=0.0)
+    for _ in range(5):
+        loop.run(0.0, 100.0)
+    assert loop.cache.eta_course() == [(n, pytest.approx(0.05 * (n - 1))) for n in range(1, 6)]
+    watched = Loop(audit=0.5, eta=0.3)
+    watched.run(0.0, 100.0)
+    assert watched.cache.eta_course() == [], "nothing moves it"
 
 
 def test_a_state_goes_through_json_and_a_damaged_one_is_refused() -> None:

@@ -149,7 +149,8 @@ class FakeJoined:
 def test_graphs_are_captured_joined_and_launched(monkeypatch):
     """All of ``GraphRunner`` but torch's capture and CUDA's graphs."""
     from hash3d_cuda import device_runner
-    from hash3d_cuda.device_forward import DeviceForward, DevicePieces
+    from hash3d_cuda.device_forward import DeviceForward
+    from hash3d_cuda.device_pieces import DevicePieces
 
     captured, kept, stream = [], [], SimpleNamespace(cuda_stream=7)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from rank_processes import _context, outcome, run_ranks, start_ranks
 from sds_stand_ins import TinyPrior, skip_pages
 
 from hash3d_cuda.cli import main
+from hash3d_cuda.cli.generate import Making
+from hash3d_cuda.cli.main import UsageError
 from hash3d_cuda.distributed import Ranks
 from hash3d_cuda.keys import Grid
 from hash3d_cuda.sds.checkpoint import find_checkpoint
@@ -156,8 +159,8 @@ def test_a_view_has_the_same_noise_on_however_many_ranks():
     assert torch.equal(step_noise(torch.empty(2, 3, 2, 2), part, torch.Generator().manual_seed(1)), noise[3:])
 
 
-def start_as_torchrun_does(argv, restarts=0, act=None):
-    """``hash3d ARGV`` in two processes with torchrun's variables; their exit codes."""
+def start_as_torchrun_does(argv, restarts=0, act=None, load=TinyPrior):
+    """``hash3d ARGV`` in two processes with torchrun's variables, priors from ``load``; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -165,20 +168,20 @@ def start_as_torchrun_does(argv, restarts=0, act=None):
     for rank in range(2):
         names = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         names["TORCHELASTIC_RESTART_COUNT"] = restarts
-        processes.append(_context.Process(target=run_command, args=(names, argv, act), daemon=True))
+        processes.append(_context.Process(target=run_command, args=(names, argv, act, load), daemon=True))
         processes[-1].start()
     for process in processes:
         process.join(240)
     return [process.exitcode for process in processes]
 
 
-def run_command(names, argv, act):
+def run_command(names, argv, act, load):
     import hash3d_cuda.prior
     from hash3d_cuda.sds.run import SdsRun
 
     torch.set_num_threads(1)
     os.environ.update({name: str(value) for name, value in names.items()})
-    hash3d_cuda.prior.load_prior = lambda name=None, device="cpu", encoder=None: TinyPrior()
+    hash3d_cuda.prior.load_prior = lambda name=None, device="cpu", encoder=None: load()
     before = SdsRun.train_step
 
     def train_step(run):
@@ -188,6 +191,28 @@ def run_command(names, argv, act):
 
     SdsRun.train_step = train_step
     os._exit(main(argv))
+
+
+def test_what_ranks_cannot_share_is_wrong_usage_before_anything_is_loaded(tmp_path, capfd):
+    argv = ["generate", "cube", "--out", str(tmp_path / "out"), *OPTIONS]
+    assert start_as_torchrun_does([*argv, "--target-x=0.5"], load=fail) == [2, 2]
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 2 and all(line.startswith("hash3d: error: target_x: expected None") for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("target_x", 0.5), ("target_quality", 0.9), ("audit", 0.1), ("max_change", 0.2), ("decide", "device"),
+    ("host_budget", "1GiB"), ("views_per_step", 1),
+])  # fmt: skip
+def test_every_setting_that_ranks_refuse_is_named(monkeypatch, name, value):
+    monkeypatch.setattr("hash3d_cuda.distributed.group.check_group", lambda name, group: group)
+    ranks = SimpleNamespace(size=2, group="their group")
+    ranks.check_views = lambda views: Ranks.check_views(ranks, views)
+    Making(ranks=ranks).check(SMALL, replace(SMALL, cache=False, target_x=0.5))
+    with pytest.raises(UsageError, match=rf"^{name}: expected .+"):
+        Making(ranks=ranks).check(SMALL, replace(SMALL, **{name: value}))
+    Making().check(replace(SMALL, **{name: value}))
 
 
 def test_torchruns_processes_share_an_object_and_a_restart_goes_on(tmp_path, capfd):

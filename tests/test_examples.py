@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked, script
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def run_example(name: str, *arguments: str, folder: Path) -> str:
-    """What the script prints; it runs in ``folder``."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        cwd=folder, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What the script prints; it runs in ``folder``, which is empty."""
+    printed = folder.with_name(f"{folder.name} printed")
+    printed.mkdir()
+    status, output, errors = Forked(script(EXAMPLES / name, *arguments), folder, printed).end()
+    assert status == 0, errors
+    return output
 
 
 @pytest.mark.parametrize("name", ["table", "hook"])

@@ -9,9 +9,9 @@ from sds_stand_ins import TinyPrior
 
 import hash3d_cuda as h3d
 from hash3d_cuda.cli import main
-from hash3d_cuda.host_tier.front import divide
+from hash3d_cuda.host_tier.front import divide, entry_bytes, slots_for
 from hash3d_cuda.plan import CacheSetting, ViewRanges, plan, settings_keys, simulate
-from hash3d_cuda.plan.simulate import MISS
+from hash3d_cuda.plan.simulation import MISS
 from hash3d_cuda.sds.metrics import cache_metrics
 from hash3d_cuda.sds.run import SdsRun
 from hash3d_cuda.sds.settings import POSE_GRIDS, GenerateSettings
@@ -20,22 +20,26 @@ VIEWS = ViewRanges((0, 40), (-180, 180), (1.9, 2.1), 400, 500, steps=80, views_p
 SETTING = CacheSetting(eta=1.0, memory_budget="100MiB", grids=POSE_GRIDS)
 
 
-def test_a_run_hits_as_planned_and_says_what_the_tier_did():
-    prior = TinyPrior()
+@pytest.mark.parametrize("more", [{}, {"audit": 0.3, "max_age": 20}])
+def test_a_run_hits_and_copies_as_planned(more):
+    prior, grids = TinyPrior(), (h3d.Grid(30.0, 60.0, 1.0, 1000.0),)
     settings = GenerateSettings(
-        steps=40, scene_size=8, eta=0.9, seed=2, grids=POSE_GRIDS, schedule="uniform", num_buckets=1009, capacity=20,
-        host_budget="8MiB",
+        steps=40, scene_size=8, eta=0.9, seed=2, grids=grids, schedule="uniform", num_buckets=1009, capacity=12,
+        host_budget="8MiB", **more,
     )  # fmt: skip
     with SdsRun(prior, prior.resolve("cube"), settings) as run:
         for _ in range(settings.steps):
             run.train_step()
-    shared = dict(grids=POSE_GRIDS, num_buckets=1009, seed=2)
-    planned = simulate(settings_keys(settings), 0.9, front=11, **shared)  # of 20 slots, 9 are for what comes back
+        table = run.cache.table
+    shared = dict(grids=grids, num_buckets=1009, seed=2, **more)
+    planned = simulate(settings_keys(settings), 0.9, front=9, **shared)  # of 12 slots, 3 are for what comes back
     for name, kinds in (("hits", planned.grid >= 0), ("misses", planned.grid == MISS)):
         assert kinds.sum(axis=1).tolist() == run.log.column(name).tolist()
-    assert planned.hits > simulate(settings_keys(settings), 0.9, capacity=20, **shared).hits
+    assert planned.hits > simulate(settings_keys(settings), 0.9, capacity=12, **shared).hits
     done = cache_metrics(run.served, *run.caches)["host_tier"]
-    assert done["hits"] == planned.from_host > 0 and done["late"] == 0 and done["bytes_up"] > 0
+    assert (len(table.landing), table.capacity) == (3, 9) and done["late"] == 0
+    assert done["bytes_up"] == planned.copied * entry_bytes(table.options) > 0
+    assert done["hits"] >= planned.from_host > 0 and (done["hits"] == planned.from_host) == ("audit" not in more)
     assert "host_tier" not in cache_metrics(run.served)
 
 
@@ -65,6 +69,24 @@ def test_a_plan_has_both_tiers():
     everything = simulate(VIEWS.keys(0), 1.0, grids=POSE_GRIDS, capacity=both.memory.host_capacity)
     assert both.simulation.hits == everything.hits > alone.simulation.hits
     assert 0 < both.simulation.from_host <= both.simulation.hits and both.simulation.copied > 0
+
+
+@pytest.mark.parametrize("queue, grids", [(1, 1), (2, 1), (3, 3)])
+def test_slots_for_as_many_entries_as_are_wanted(queue, grids):
+    options = h3d.HashTable((1,), (1,), grids=h3d.PAPER_GRIDS[:grids], queue_length=queue, capacity=1).options
+    for own in range(1, 60):
+        slots = slots_for(options, own)
+        assert divide(options, slots)[0] == own and divide(options, slots + 1)[0] >= own
+        assert slots - 1 <= queue * grids or divide(options, slots - 1)[0] < own, "no slot too many"
+
+
+def test_room_for_every_view_on_the_device_is_room_beside_a_host_tier_too():
+    setting = CacheSetting(**{**vars(SETTING), "memory_budget": "unlimited"})
+    alone, both = plan(VIEWS, setting), plan(VIEWS, CacheSetting(**{**vars(setting), "host_budget": "4GiB"}))
+    assert both.memory.capacity == alone.memory.capacity == 240 and both.memory.allocated > alone.memory.allocated
+    assert both.simulation.hits == alone.simulation.hits and both.simulation.from_host == both.simulation.copied == 0
+    with pytest.raises(ValueError, match="copies of the 240 entries on the device take"):
+        plan(VIEWS, CacheSetting(**{**vars(setting), "host_budget": "1GiB"}))
 
 
 def test_command_lines(capsys):

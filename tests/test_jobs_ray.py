@@ -58,7 +58,7 @@ class StandIn:
 
 class Task:
     def __init__(self, ray, function, args):
-        self.ray, self.function, self.args, self.number = ray, function, args, args[3]
+        self.ray, self.function, self.args, self.number = ray, function, args, args[4]
 
     def __call__(self):
         if self.number in self.ray.crash:
@@ -93,7 +93,8 @@ def test_jobs_on_a_cluster(tmp_path, stand_in, capsys):
     needs = {"max_retries": 3, "num_cpus": 2.0, "num_gpus": 0.0}
     assert ray.told == [{"log_to_driver": True}, needs, "down"]
     assert job_statuses(tmp_path) == {"a": "done", "b": "done"}
-    assert not list((tmp_path / "made" / ".hash3d-jobs").glob("*.seen"))
+    state = tmp_path / "made" / ".hash3d-jobs"
+    assert sorted(path.name for path in state.iterdir()) == [".folder", "a", "b"]
     made = json.loads((tmp_path / "made" / "b" / "metrics.json").read_text())["settings"]
     assert (made["cache"], made["steps"]) == (False, 1)
     told = capsys.readouterr()
@@ -121,11 +122,12 @@ def test_an_interrupt_asks_the_workers_to_end(tmp_path, stand_in, capsys, monkey
         def __exit__(self, *_): ...
 
     monkeypatch.setattr("hash3d_cuda.sds.interrupt.Interrupt", Asked)
-    ray.crash = (0, 1)
+    ray.crash = (1,)
     assert main([*write(tmp_path, *AB), "--ray=2"]) == 1
     assert ray.cancelled == [0, 1]
     error = capsys.readouterr().err
-    assert "2 of 2 jobs are not over; the same command goes on" in error and "hash3d: error" not in error
+    assert error.count("2 of 2 jobs are not over; the same command goes on") == 1, "the driver says so, no worker"
+    assert "hash3d: error" not in error
 
 
 def test_a_cluster_without_room(tmp_path, stand_in, capsys):
@@ -166,18 +168,31 @@ def test_jobs_for_gpus_are_checked_on_a_machine_without(tmp_path, stand_in, monk
 
 def test_a_machine_that_does_not_share_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_workers, "UNSEEN", 0.0)
-    problem = run_worker(["generate"], str(tmp_path), str(tmp_path / "state" / "1.seen"), 0, 1)
+    problem = run_worker(["generate"], str(tmp_path), str(tmp_path / "state"), "1", 0, 1)
     assert f"'{tmp_path / 'state'}' is not the driver's; --out" in problem
-    assert "must be on shared storage" in run_worker([], str(tmp_path / "none"), str(tmp_path), 0, 1)
+    assert "must be on shared storage" in run_worker([], str(tmp_path / "none"), str(tmp_path), "1", 0, 1)
     assert not (tmp_path / "state").exists()
+
+
+def test_one_mark_for_drivers_at_work_and_another_after_one_that_was_killed(tmp_path):
+    mark = ray_workers.mark_of(tmp_path)
+    assert ray_workers.mark_of(tmp_path) == mark == ray_workers.seen_mark(tmp_path), "this process lives"
+    path = tmp_path / ray_workers.MARK
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "process": [about["process"][0], "0"]}))
+    assert ray_workers.mark_of(tmp_path) == ray_workers.seen_mark(tmp_path) != mark, "a copy made before does not pass"
+    path.write_text(json.dumps({**about, "place": "another machine", "process": [1, "0"]}))
+    assert ray_workers.mark_of(tmp_path) == mark, "whether that one lives cannot be known here"
+    assert [path.name for path in tmp_path.iterdir()] == [ray_workers.MARK]
 
 
 def test_what_keeps_a_worker_from_working(tmp_path, capsys):
     (tmp_path / "jobs.jsonl").write_text("{")
     words = ["generate", f"--jobs={tmp_path / 'jobs.jsonl'}"]
-    assert "it refuses the jobs" in run_worker(words, str(tmp_path), str(tmp_path), 0, 1)
+    here = str(tmp_path), str(tmp_path), ray_workers.mark_of(tmp_path)
+    assert "it refuses the jobs" in run_worker(words, *here, 0, 1)
     assert "expected a JSON object" in capsys.readouterr().err
-    problem = run_worker(["generate", "--jobs=none.jsonl"], str(tmp_path), str(tmp_path), 0, 1)
+    problem = run_worker(["generate", "--jobs=none.jsonl"], *here, 0, 1)
     assert "No such file or directory: 'none.jsonl'" in problem
 
 

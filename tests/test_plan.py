@@ -25,9 +25,9 @@ from hash3d_cuda.plan import (
     settings_keys,
     simulate,
 )
-from hash3d_cuda.plan.plan import setting_of
 from hash3d_cuda.plan.report import windows
-from hash3d_cuda.plan.simulate import BYPASS, MISS
+from hash3d_cuda.plan.setting import setting_of
+from hash3d_cuda.plan.simulation import BYPASS, MISS
 from hash3d_cuda.sds.settings import POSE_GRIDS, GenerateSettings
 from hash3d_cuda.sds.settings import PRESETS as SETTINGS
 

@@ -19,7 +19,7 @@ pytest.importorskip("PIL")
 from hash3d_cuda.prior import load_prior, objective
 from hash3d_cuda.prior import train as training
 from hash3d_cuda.prior.data import Batch, Views
-from hash3d_cuda.prior.model import Conditioner, camera_features, images_to_latents, latents_to_images
+from hash3d_cuda.prior.model import UNET_CONFIG, Conditioner, camera_features, images_to_latents, latents_to_images
 from hash3d_cuda.prior.muon import Muon, make_optimizers, orthogonalise
 from hash3d_cuda.prior.shipped import ShippedPrior, save_prior
 
@@ -37,11 +37,13 @@ def write_views(path: Path, views: int = 4, names: list[str] = NAMES) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with training views. Every look at the clock is a second, so minutes mean steps; validation is short."""
+    """A folder with training views. Every look at the clock is a second, so minutes mean steps; validation is short,
+    and the U-Net narrow."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     monkeypatch.setattr(training, "validate", functools.partial(objective.validate, items=1))
     monkeypatch.setattr(training, "sample_grid", functools.partial(objective.sample_grid, steps=1))
+    monkeypatch.setitem(UNET_CONFIG, "block_out_channels", (16, 16, 24))
     write_views(tmp_path / "train.npz")
     return tmp_path
 

@@ -89,7 +89,7 @@ def test_the_verdict_follows_the_figures(change, verdict):
     base = {"x": 0.0, "speed_up": 1.0, "bound_step": 1.0, "unet_speed_up": 1.0, "bound_unet": 1.0,
             "unet_share_of_step": 0.4, "quality": {"psnr": 26.0, "ssim": 0.9}}  # fmt: skip
     ours = {**base, "x": 0.85, "speed_up": 1.3, "quality": {"psnr": 26.0 + change, "ssim": 0.899}}
-    said = frontier.accepted({NAME: {"runs": {"none": base, frontier.OURS[2]: ours}}}, frontier.OURS[2], 2)
+    said = frontier.accepted({NAME: {"runs": {"none": base, frontier.OURS[2]: ours}}}, frontier.OURS[2], "position 2")
     assert f"PSNR {change:+.2f} dB (wanted -0.2 or {verdict}" in said
     assert "x = 0.850 (wanted 0.85): met" in said and "as fast (wanted 2.5; bound 1.00" in said
     assert "is 40%" in said or "at 40%" in said

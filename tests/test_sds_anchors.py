@@ -26,10 +26,10 @@ def sampler(**options):
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.integers(1, 60), batch=st.integers(1, 5), reuse=st.floats(0, 1), pool=st.integers(1, 40),
-    power=st.floats(0.2, 6),
+    power=st.floats(0.2, 6), first=st.none() | st.integers(1, 40), until=st.floats(0, 1),
 )  # fmt: skip
-def test_views_return_to_live_entries_of_earlier_steps_only(steps, batch, reuse, pool, power):
-    plan = AnchorPlan(steps * batch, batch, reuse, pool, power)
+def test_views_return_to_live_entries_of_earlier_steps_only(steps, batch, reuse, pool, power, first, until):
+    plan = AnchorPlan(steps * batch, batch, reuse, pool, power, first, until)
     firsts = [step * batch + i for step in range(steps) for i, (_, fresh) in enumerate(plan.of_step(step)) if fresh]
     assert [plan.used(number) for number in range(len(firsts) + 2)] == [*firsts, steps * batch, steps * batch]
     known = 0
@@ -41,7 +41,10 @@ def test_views_return_to_live_entries_of_earlier_steps_only(steps, batch, reuse,
         assert all(max(0, known - pool) <= number < known for number in returned)
         known += len(fresh)
     views = steps * batch
-    assert known == max(round((1 - reuse) * views), min(batch, views))
+    total = max(round((1 - reuse) * views), min(batch, views))
+    assert known == total
+    assert all(plan.fresh(view + 1) - plan.fresh(view) in (0, 1) for view in range(views))
+    assert plan.fresh(max(round(until * views), total)) == total
 
 
 def test_share_and_timing_of_returns():
@@ -51,6 +54,14 @@ def test_share_and_timing_of_returns():
         assert sum(fresh) == 120 and all(fresh[:20])
         late = sum(fresh[600:])
         assert late == pytest.approx(100 * (1 - (580 / 780) ** power), abs=2)
+
+
+def test_few_views_first_and_the_rest_until_a_share_of_the_run():
+    plan = AnchorPlan(280, 2, 0.85, 120, power=1.0, first=8, until=0.5)
+    fresh = [is_fresh for step in range(140) for _, is_fresh in plan.of_step(step)]
+    assert sum(fresh) == 42 and all(fresh[:8]) and not any(fresh[140:])
+    assert [sum(fresh[start : start + 33]) for start in (8, 41, 74, 107)] == pytest.approx([8.5] * 4, abs=0.6)
+    assert AnchorPlan(280, 2, 0.85, 120).head == 42 and AnchorPlan(280, 2, 0.85, 120, first=1).head == 2
 
 
 @settings(max_examples=100, deadline=None)
@@ -120,8 +131,9 @@ def test_coverage_is_reported(uniform):
     assert coverage(staring, 0) == {}
 
 
-def test_a_run_serves_what_the_plan_says_and_resumes(tmp_path):
-    options = GenerateSettings(steps=16, scene_size=8, reuse=0.7, anchors=5, **FAST)
+@pytest.mark.parametrize("spread", [{}, {"first_fresh": 2, "fresh_until": 0.8, "fresh_power": 1.0}])
+def test_a_run_serves_what_the_plan_says_and_resumes(spread, tmp_path):
+    options = GenerateSettings(steps=16, scene_size=8, reuse=0.7, anchors=5, **spread, **FAST)
     prior = TinyPrior()
     with SdsRun(prior, prior.resolve("cube"), options) as run:
         for _ in range(16):
@@ -142,6 +154,7 @@ def test_a_run_serves_what_the_plan_says_and_resumes(tmp_path):
     "field, value",
     [
         ("sampler", "clever"), ("reuse", 1.5), ("anchors", 0), ("jitter", -0.1), ("fresh_power", 0.0), ("max_age", 0),
+        ("first_fresh", 0), ("first_fresh", 2.5), ("fresh_until", 1.1),
         ("max_change", -1.0), ("target_x", 2.0),
     ],
 )  # fmt: skip

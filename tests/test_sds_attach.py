@@ -38,6 +38,16 @@ def test_refinement_keeps_its_intervals_whatever_the_targets(target):
     assert (config.eta, config.target_x, config.target_quality, config.audit) == (1.0, None, None, None)
 
 
+def test_a_target_for_the_share_has_a_course_without_audits():
+    prior = TinyPrior()
+    with SdsRun(prior, prior.resolve("cube"), replace(SMALL, eta=0.6, target_x=0.5)) as run:
+        advance(run, SMALL.steps)
+        (told,) = control_metrics(run.caches)
+    course = told["course"]
+    assert course["forward"] == list(range(1, SMALL.steps + 1)) and course["eta"][0] == 0.6
+    assert len(set(course["eta"])) > 3 and told["audits"]["eta"] == []
+
+
 def advance(run, step):
     while run.step < step:
         run.train_step()
@@ -60,6 +70,7 @@ def test_a_run_tells_what_moved_eta_and_a_resumed_one_goes_on(tmp_path):
     (told,), _ = found[0]
     assert found[0] == found[1]
     assert (told["target_quality"], told["audit"], told["target_x"]) == (0.9, 0.3, None)
+    assert told["course"]["forward"] == list(range(1, settings.steps + 1)), "of both parts"
     columns = told["audits"]
     assert len(columns["error"]) >= 4 and sum(columns["found"]) == told["audited"]
     assert columns["eta"][0] == 0.6 and len(set(columns["eta"])) > 1

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 
 from hash3d_cuda.sds.export import animation, write_glb, write_ply, write_turntable, write_views
 from hash3d_cuda.sds.export.mesh import surface, to_linear
@@ -175,28 +174,28 @@ def test_real_scenes_become_meshes(tmp_path, kind):
 
 def test_a_full_disk_is_an_os_error(tmp_path):
     """In a process of its own, files above 1 KB cannot be written."""
-    code = """
-import resource, sys, torch
-from pathlib import Path
-from hash3d_cuda.sds.outputs import staged
-from hash3d_cuda.sds import checkpoint
-from hash3d_cuda.sds.export import animation, write_glb, write_ply, write_turntable, write_views
-from hash3d_cuda.sds.scenes import make_scene
-scene = make_scene("gaussians", size=200, seed=0, device="cpu")
-with torch.no_grad():
-    scene.opacity += 4.0
-folder, noise = Path(sys.argv[1]), torch.rand(4, 3, 40, 40)
-animation.find_ffmpeg()
-resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-tries = {
-    "ply": lambda: write_ply(scene, folder / "a.ply"), "glb": lambda: write_glb(scene, folder / "a.glb"),
-    "views": lambda: write_views(noise, folder / "views"), "webp": lambda: write_turntable(noise, folder / "a.webp"),
-}
-for name, attempt in tries.items():
-    try:
-        attempt()
-    except OSError:
-        print(name)
-"""
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["ply", "glb", "views", "webp"], done.stderr
+    import resource
+
+    scene, noise = make_scene("gaussians", size=200, seed=0, device="cpu"), torch.rand(4, 3, 40, 40)
+    with torch.no_grad():
+        scene.opacity += 4.0
+    tries = {
+        "ply": lambda: write_ply(scene, folder / "a.ply"), "glb": lambda: write_glb(scene, folder / "a.glb"),
+        "views": lambda: write_views(noise, folder / "views"),
+        "webp": lambda: write_turntable(noise, folder / "a.webp"),
+    }  # fmt: skip
+
+    def act():
+        animation.find_ffmpeg()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        for name, attempt in tries.items():
+            try:
+                attempt()
+            except OSError:
+                print(name)
+
+    folder, printed = tmp_path / "written", tmp_path / "printed"
+    folder.mkdir()
+    printed.mkdir()
+    status, output, errors = Forked(act, folder, printed).end()
+    assert status == 0 and output.split() == ["ply", "glb", "views", "webp"], errors

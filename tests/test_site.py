@@ -74,7 +74,9 @@ def test_the_reference_is_made_from_the_docstrings(site):
     assert "the number of up-resnets that still run on a hit" in hook
     for name in ("HashTable.append", "make_keys", "QueryResult"):
         assert re.search(rf'id="hash3d_cuda\.\w+\.{re.escape(name)}"', table), name
-    assert not re.search(r":(class|func|meth|mod):", hook + table), "a role of Sphinx is left"
+    assert not re.search(r"\b(class|func|meth|mod):(`|<code>)", hook + table), "a role of Sphinx is left"
+    assert not re.search(r",</span></code></b>\s*\(", hook), "two attributes read as one and its type"
+    assert re.search(r"<p>serials int64(?:(?!</p>).)*up\s+none", table, re.DOTALL), "an answer read as several"
 
 
 def test_the_home_page_is_the_readme(site):

@@ -34,8 +34,8 @@ def test_a_chain_keeps_the_newest(make_table):
 
 
 # Of the last, an append compares with all before it. Emulated that takes over a minute, so there it is as many as a
-# block of 256 threads goes over in three passes, the last one nearly empty.
-LONGEST = 520 if _C.build_info()["cuda_architectures"] == "emulated" else 1024
+# block of 256 threads goes over in two passes, the second nearly empty.
+LONGEST = 260 if _C.build_info()["cuda_architectures"] == "emulated" else 1024
 
 
 @pytest.mark.parametrize("queue_length", [1, 2, 7, LONGEST])

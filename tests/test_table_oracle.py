@@ -160,12 +160,12 @@ def test_the_comparison_notices():
     )
     pair.append(keys, latents, features)
     pair.query(keys, latents)
-    entry = pair.oracle._chains[0][next(iter(pair.oracle._chains[0]))][0]
+    entry = pair.oracle._held.chains[0][next(iter(pair.oracle._held.chains[0]))][0]
     for damage in (
         lambda: entry.numbers.add_(0.01),
         lambda: entry.latent.add_(0.01),
-        lambda: pair.oracle._means[0].update(dict.fromkeys(pair.oracle._means[0], 0.0)),
-        lambda: pair.oracle._chains[0].clear(),
+        lambda: pair.oracle._held.means[0].update(dict.fromkeys(pair.oracle._held.means[0], 0.0)),
+        lambda: pair.oracle._held.chains[0].clear(),
     ):
         damage()
         with pytest.raises(AssertionError):

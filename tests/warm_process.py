@@ -30,10 +30,14 @@ LOST = 70  # the exit status where there is none to pass on
 
 def serve(path: str) -> list[str] | None:
     """Answers requests; returns None at the end, and a request's command in the child that is to run it."""
+    import gc
     import importlib
 
+    gc.disable()
     for name in PACKAGES:
         importlib.import_module(name)
+    gc.enable()
+    gc.freeze()  # what stays for ever; looking through it, a child would also make copies of its memory
     assert not any(name.split(".")[0] == OWN for name in sys.modules)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a guardian ended
     with socket.socket(socket.AF_UNIX) as listening:

@@ -13,6 +13,7 @@ from hash3d_cuda.cli.on_ray import add_ray_options
 from hash3d_cuda.cli.options import (
     add_run_options,
     check_subject,
+    check_together,
     default_folder,
     given_settings,
     load_subject,
@@ -150,6 +151,11 @@ class Making:
     skip_finished: bool = False
     job: str | None = None
 
+    def check(self, *stages: Any) -> None:
+        """Refuses settings that the ranks cannot share; raises UsageError."""
+        for settings in stages if self.ranks is not None else ():
+            check_together(settings, self.ranks)
+
     def note(self, options: argparse.Namespace) -> dict[str, Any]:
         """What a checkpoint keeps beside the settings."""
         return {**{name: getattr(options, name) for name in REQUEST}, **({"job": self.job} if self.job else {})}
@@ -175,6 +181,7 @@ def make(options: argparse.Namespace, values: dict[str, Any], making: Making) ->
 
         return make_recipe(options, values, making)
     settings = plan_run(options, values)
+    making.check(settings)
     if (done := making.finished(options, settings)) is not None:
         return done
     from hash3d_cuda.sds.loop import generate

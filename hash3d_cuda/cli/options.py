@@ -15,7 +15,8 @@ from hash3d_cuda.cli.main import UsageError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 LARGEST_GRID = 512  # voxels per side, the most that make_scene takes
-ANCHORED = ("reuse", "anchors", "jitter", "fresh_power")  # options of the anchored sampler
+# Options of the anchored sampler.
+ANCHORED = ("reuse", "anchors", "jitter", "fresh_power", "first_fresh", "fresh_until")
 GRIDS = {"voxels": (4, LARGEST_GRID), "mesh": (8, 256)}  # corners per side
 
 
@@ -112,6 +113,10 @@ def add_reuse_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fresh-power", type=float, metavar="P", help="anchored: 1 spreads fresh views evenly, more saves them"
     )
+    group.add_argument("--first-fresh", type=int, metavar="N", help="anchored: views at the start that are all fresh")
+    group.add_argument(
+        "--fresh-until", type=float, metavar="SHARE", help="anchored: of the run, after which no view is fresh"
+    )
     group.add_argument("--max-age", type=int, metavar="STEPS", help="an entry serves so many steps (default: any)")
     group.add_argument(
         "--max-change",
@@ -177,6 +182,15 @@ def prove(settings: Any) -> None:
     if settings.cache:
         with budget_in_options():
             check_budget(settings)
+
+
+def check_together(settings: Any, ranks: Any) -> None:
+    """Refuses settings of one object that ``ranks`` (:class:`hash3d_cuda.distributed.Ranks`) cannot make together."""
+    from hash3d_cuda.sds.attach import cache_config
+
+    usage(ranks.check_views, settings.views_per_step)
+    if settings.cache:
+        usage(cache_config, settings, group=ranks.group)
 
 
 def check_scene_size(settings: Any) -> None:

@@ -31,6 +31,7 @@ def make_recipe(options: argparse.Namespace, given: dict[str, Any], making: Maki
     from hash3d_cuda.sds.recipes import generate_recipe
 
     recipe, scale, stages = plan_recipe(options, given)
+    making.check(*stages)
     if (done := making.finished(options, stages[-1], recipe.name)) is not None:
         return done
     prior, subject = load_subject(options, stages[0].device, making.load)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checks import fail
+from ..checks import dense, fail
 
 BACKENDS = "cpu:gloo,cuda:nccl"  # of a group on GPUs: the host's numbers go over gloo, so that nothing waits for a GPU
 _REMEDY = f"init_process_group({BACKENDS!r}), or 'gloo' without GPUs, and pass dist.group.WORLD"
@@ -75,7 +75,7 @@ def gather_rows(rows: Tensor, counts: list[int], what: str, group: Any) -> Tenso
     shape, dtype, most = rows.shape[1:], rows.dtype, max(counts)
     if most == 0:
         return rows
-    padded = rows.contiguous()
+    padded = dense(rows)
     if len(rows) < most:
         padded = rows.new_zeros((most, *shape))
         padded[: len(rows)] = rows

@@ -35,6 +35,11 @@ def divide(options: TableOptions, slots: int) -> tuple[int, int]:
     return slots - landing, landing
 
 
+def slots_for(options: TableOptions, own: int) -> int:
+    """The fewest slots of which :func:`divide` leaves ``own`` for the table's own entries."""
+    return own + max(len(options.grids) * options.queue_length, (own - 1) // (_LANDING - 1))
+
+
 def entry_bytes(options: TableOptions) -> int:
     """Bytes of one entry that move between host and device: feature and scales as stored, and latent."""
     return options.feature_size * options.feature_dtype.itemsize + 4 * (options.channels + options.latent_size)

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hash3d_cuda.jobs.claims import create, read
+from hash3d_cuda.jobs.processes import is_alive, own_process, place
+from hash3d_cuda.torchrun import DRIVEN
+
+MARK = ".folder"  # a file in the state's folder; no job is called so
 RESTARTS = 3  # of a worker whose process or machine ends
 LOOK = 1.0  # seconds between two looks at workers and jobs
 UNSEEN = 10.0  # seconds that a network's file system may take to show a new file
@@ -71,17 +76,14 @@ def run_on_ray(
     own = not ray.is_initialized()
     if own:
         ray.init(log_to_driver=True)
-    mark = order.state / f"{uuid.uuid4().hex}.seen"
     try:
         count = count_workers(order, ray.cluster_resources(), say)
-        mark.touch()
+        told = list(order.arguments), os.getcwd(), str(order.state), mark_of(order.state)
         task = ray.remote(max_retries=RESTARTS, num_cpus=order.cpus, num_gpus=order.gpus)(run_worker)
-        told = list(order.arguments), os.getcwd(), str(mark)
         tasks = [task.remote(*told, number, count) for number in range(count)]
         with interrupt() as asked:  # after ray.init, which sets a handler of its own
             return watch(tasks, asked, look)
     finally:
-        mark.unlink(missing_ok=True)
         if own:
             ray.shutdown()
 
@@ -134,21 +136,39 @@ def outcome(task: Any) -> str:
         return f"{last[-1]} ({type(error).__name__})"
 
 
-def run_worker(arguments: list[str], folder: str, mark: str, number: int, count: int) -> str:
+def mark_of(state: Path) -> str:
+    """What tells the folder ``state`` from others of its name, and from copies: a new mark in the place of the one that
+    the last driver left, however that ended. Drivers at work together have one."""
+    path = state / MARK
+    last = read(path) or {}
+    if last.get("place") == place() and not is_alive(last.get("process")):
+        path.unlink(missing_ok=True)
+    create(path, {"mark": uuid.uuid4().hex, "place": place(), "process": own_process()})
+    return soon(lambda: seen_mark(state)) or ""
+
+
+def seen_mark(state: Path) -> str | None:
+    """The mark that this machine sees; None without one, or where it is still being written."""
+    return (read(state / MARK) or {}).get("mark")
+
+
+def run_worker(arguments: list[str], folder: str, state: str, mark: str, number: int, count: int) -> str:
     """The whole life of worker ``number`` of ``count``, in ``folder``; returns what kept it from working, or "".
 
     Args:
-        mark: a file that the driver made beside the claims: where it cannot be seen, this worker would do all the jobs
-            by itself, into a folder of its own.
+        state: the folder of the claims.
+        mark: :func:`mark_of` what the driver sees there: where this machine sees something else, this worker would do
+            all the jobs by itself, into a folder of its own.
     """
     from hash3d_cuda.cli.main import dispatch, one_line, own_warnings
 
     here = f"on {platform.node()}"
-    if not (os.path.isdir(folder) and is_there(mark)):
-        missing = os.path.dirname(mark) if os.path.isdir(folder) else folder
+    seen = os.path.isdir(folder)
+    if not (seen and soon(lambda: seen_mark(Path(state)) == mark)):
+        missing = state if seen else folder
         return f"{here}, {missing!r} is not the driver's; --out, and the folder to start in, must be on shared storage"
     before = dict(os.environ), os.getcwd()
-    os.environ.update(RANK=str(number), WORLD_SIZE=str(count))
+    os.environ.update({"RANK": str(number), "WORLD_SIZE": str(count), DRIVEN: "1"})
     os.chdir(folder)
     try:
         with own_warnings():
@@ -162,11 +182,9 @@ def run_worker(arguments: list[str], folder: str, mark: str, number: int, count:
         os.chdir(before[1])
 
 
-def is_there(path: str) -> bool:
-    """Whether a file is to be seen, now or soon."""
+def soon(look: Callable[[], Any]) -> Any:
+    """What ``look`` finds, now or soon: the first that is true, else the last."""
     end = time.monotonic() + UNSEEN
-    while not os.path.exists(path):
-        if time.monotonic() > end:
-            return False
+    while not (found := look()) and time.monotonic() <= end:
         time.sleep(0.5)
-    return True
+    return found

@@ -10,105 +10,19 @@ import torch
 from torch import Tensor
 
 from hash3d_cuda.bounds import step_bound, unet_bound
-from hash3d_cuda.checks import DTYPE_NAMES, STORED_DTYPES, check_choice, check_int, check_real, fail, parse_bytes
-from hash3d_cuda.config import DEFAULT_MEMORY_BUDGET
-from hash3d_cuda.host_tier.front import divide, entry_bytes, host_bytes, host_capacity
-from hash3d_cuda.keys import PAPER_GRIDS, Grid
-from hash3d_cuda.options import TableOptions
+from hash3d_cuda.checks import check_choice, check_int, check_real
+from hash3d_cuda.keys import Grid
+from hash3d_cuda.plan.memory import SHIPPED, Memory, table_memory
 from hash3d_cuda.plan.ranges import ViewRanges, as_keys, settings_keys
 from hash3d_cuda.plan.repeats import Repeats, repeat
-from hash3d_cuda.plan.simulate import Simulation, simulate
+from hash3d_cuda.plan.setting import CacheSetting, setting_of
+from hash3d_cuda.plan.simulate import simulate
+from hash3d_cuda.plan.simulation import Simulation
 from hash3d_cuda.unet.configs import UNETS, find_unet
 from hash3d_cuda.unet.cost import ENCODERS, UNetCost, encoder_cost, unet_cost
 
 VAES = ("none", *ENCODERS)
-UNLIMITED = "unlimited"
 PIXELS_PER_LATENT = 8  # of the KL-VAE and of TAESD
-SHIPPED = "shipped"
-
-
-@dataclass(frozen=True)
-class CacheSetting:
-    """The cache's options that decide what is predicted; see :class:`hash3d_cuda.Hash3DConfig`.
-
-    ``memory_budget`` may be ``"unlimited"``, which holds every view of the run; ``capacity``, in entries, takes its
-    place when given. ``host_budget``: of a second tier, see :mod:`hash3d_cuda.host_tier`. ``feature_dtype`` is a name
-    such as ``"int8"``; None: float16, float32 for the shipped prior. ``timestep_first``: see
-    :func:`hash3d_cuda.plan.simulate.simulate`.
-    """
-
-    eta: float = 0.1
-    position: int = 2
-    groups: int = 2
-    grids: tuple[Grid, ...] = PAPER_GRIDS
-    num_buckets: int = 100_003
-    queue_length: int = 3
-    match: str = "cell"
-    memory_budget: int | str = DEFAULT_MEMORY_BUDGET
-    capacity: int | None = None
-    host_budget: int | str | None = None
-    feature_dtype: str | None = None
-    azimuth_period: float | None = 360.0
-    timestep_first: bool = False
-    max_age: int | None = None
-    target_x: float | None = None
-    audit: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_real("eta", self.eta, 0.0, 1.0)
-        check_int("position", self.position, 1)
-        check_int("groups", self.groups, 1)
-        check_int("seed", self.seed, 0)
-        if self.feature_dtype is not None:
-            check_choice("feature_dtype", self.feature_dtype, tuple(DTYPE_NAMES))
-        if self.memory_budget != UNLIMITED:
-            parse_bytes("memory_budget", self.memory_budget)
-        if self.host_budget is not None:
-            parse_bytes("host_budget", self.host_budget)
-
-    @property
-    def indexing(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`simulate` beside eta, capacity and seed."""
-        names = (
-            "grids", "num_buckets", "queue_length", "match", "azimuth_period", "timestep_first",
-            "max_age", "target_x", "audit",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of the table.
-
-    Attributes:
-        slot: one entry.
-        fixed: chains and averages.
-        capacity: entries that there is room for.
-        allocated: bytes from the first forward on.
-        for_all: bytes that would hold every view of the run.
-        host_capacity, host_allocated: the same of the host tier, which has a copy of the table's entries too; else 0.
-        host_entry: bytes of one entry that are copied between the two.
-    """
-
-    slot: int
-    fixed: int
-    capacity: int
-    allocated: int
-    for_all: int
-    host_capacity: int = 0
-    host_allocated: int = 0
-    host_entry: int = 0
-
-    @property
-    def entries(self) -> int:
-        """That a retrieval may find."""
-        return self.host_capacity or self.capacity
-
-    @property
-    def front(self) -> int | None:
-        """How many of them the device has; None without a host tier, where it has all."""
-        return self.capacity if self.host_capacity else None
 
 
 @dataclass(frozen=True)
@@ -223,7 +137,7 @@ def plan(
     encoder = 0.0 if vae == "none" else encoder_cost(vae, cost.latent_size * PIXELS_PER_LATENT)
     share = unet_share(cost, setting.groups, encoder, other_share)
     memory = table_memory(setting, cost, keys.shape[0] * keys.shape[1], feature_dtype)
-    room: dict[str, Any] = {"capacity": memory.entries, "front": memory.front}
+    room: dict[str, Any] = {"capacity": memory.entries, "front": memory.front, "landing": memory.landing}
     run = simulate(keys, setting.eta, **room, seed=setting.seed, **setting.indexing)
     repeats = repeat(views, run, runs, seed=seed, setting=setting, capacity=memory.entries, **(ranges or {}))
     r = cost.r[setting.position]
@@ -241,51 +155,6 @@ def plan(
 def run_keys(views: Any, seed: int = 0) -> Tensor:
     """Keys, float32 ``[steps, B, 4]``, from ranges or as they are."""
     return views.keys(seed) if isinstance(views, ViewRanges) else as_keys(views)
-
-
-def setting_of(settings: Any) -> CacheSetting:
-    """The cache's options in a :class:`hash3d_cuda.sds.settings.GenerateSettings`."""
-    names = (
-        "position", "grids", "memory_budget", "capacity", "host_budget", "match", "queue_length", "num_buckets",
-        "feature_dtype", "seed", "max_age", "target_x", "audit",
-    )  # fmt: skip
-    found = {**{name: getattr(settings, name, None) for name in names}, **settings.room()}
-    values = {name: value for name, value in found.items() if value is not None}
-    return CacheSetting(eta=settings.eta if settings.cache else 0.0, **values)
-
-
-def table_memory(setting: CacheSetting, cost: UNetCost, views: int, feature_dtype: torch.dtype | None) -> Memory:
-    """The table's memory for a U-Net's features, ``[groups, C, H, W]`` at ``setting.position``."""
-    own = torch.float32 if cost.name == SHIPPED else torch.float16
-    dtype = feature_dtype or (own if setting.feature_dtype is None else DTYPE_NAMES[setting.feature_dtype])
-    if dtype not in STORED_DTYPES:
-        names = ", ".join(str(one) for one in STORED_DTYPES)
-        fail(ValueError, "feature_dtype", f"one of {names}", dtype, "choose one of these")
-    room: dict[str, Any] = {"capacity": setting.capacity, "memory_budget": None}
-    if setting.capacity is None:
-        unlimited = setting.memory_budget == UNLIMITED
-        room = {"capacity": views, "memory_budget": None} if unlimited else {
-            "capacity": None, "memory_budget": setting.memory_budget,
-        }  # fmt: skip
-    channels = UNETS[cost.name].values.get("out_channels", 4)
-    options = TableOptions.build(
-        (setting.groups, *cost.feature_shape[setting.position]), (channels, cost.latent_size, cost.latent_size),
-        grids=setting.grids, num_buckets=setting.num_buckets, queue_length=setting.queue_length, match=setting.match,
-        weighting="softmax", similarity_decay=0.9, initial_similarity=1.0, min_similarity=None,
-        azimuth_period=setting.azimuth_period, feature_dtype=dtype, device="cpu", **room,
-    )  # fmt: skip
-    slots, slot, fixed = options.resolve_capacity(), options.slot_bytes, options.fixed_bytes
-    memory = Memory(slot, fixed, slots, fixed + slots * slot, fixed + views * slot)
-    return memory if setting.host_budget is None else host_memory(memory, options, setting.host_budget)
-
-
-def host_memory(memory: Memory, options: TableOptions, host_budget: int | str) -> Memory:
-    """The memory of both tiers from that of a table alone."""
-    front, _ = divide(options, memory.capacity)
-    held = host_capacity(options, front, parse_bytes("host_budget", host_budget))
-    fixed, entry = host_bytes(options)
-    host = dict(host_capacity=held, host_allocated=fixed + held * entry, host_entry=entry_bytes(options))
-    return replace(memory, capacity=front, **host)
 
 
 def unet_share(cost: UNetCost, groups: int, encoder: float, other_share: float) -> float:

@@ -7,7 +7,8 @@ from typing import Any
 
 from hash3d_cuda.checks import check_int, fail
 from hash3d_cuda.plan.ranges import ViewRanges, settings_keys
-from hash3d_cuda.plan.simulate import Simulation, simulate
+from hash3d_cuda.plan.simulate import simulate
+from hash3d_cuda.plan.simulation import Simulation
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,21 @@ class Repeats:
 
     Attributes:
         hits, tried: of all runs.
-        rates: hit rate of every run.
+        rates: hit rate of every run that tried a retrieval; the others have none.
         x: share of all views that the table served, over all runs.
+        idle: runs that tried no retrieval, as the coin falls where eta times the steps is small.
     """
 
     hits: int
     tried: int
     rates: tuple[float, ...]
     x: float
+    idle: int = 0
+
+    @property
+    def runs(self) -> int:
+        """How many there were."""
+        return len(self.rates) + self.idle
 
     @property
     def hit_rate(self) -> float:
@@ -32,7 +40,8 @@ class Repeats:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"runs": len(self.rates), "hit_rate": self.hit_rate, "hit_rates": list(self.rates), "x": self.x}
+        rates = {"hit_rate": self.hit_rate, "hit_rates": list(self.rates)}
+        return {"runs": self.runs, "runs_that_tried_none": self.idle, **rates, "x": self.x}
 
 
 def repeat(
@@ -62,5 +71,6 @@ def repeat(
         keys = views.keys(seed + more) if is_ranges else settings_keys(replace(views, seed=views.seed + more), **ranges)
         coin = setting.seed + more
         found.append(simulate(keys, setting.eta, capacity=capacity, seed=coin, coverage=False, **setting.indexing))
-    hits, tried = sum(run.hits for run in found), sum(run.hits + run.misses for run in found)
-    return Repeats(hits, tried, tuple(run.hit_rate for run in found), sum(run.x for run in found) / runs)
+    hits, tried = sum(run.hits for run in found), sum(run.tried for run in found)
+    rates = tuple(run.hit_rate for run in found if run.tried)
+    return Repeats(hits, tried, rates, sum(run.x for run in found) / runs, runs - len(rates))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hash3d_cuda.plan.plan import Plan
-from hash3d_cuda.plan.simulate import BYPASS
+from hash3d_cuda.plan.simulation import BYPASS
 from hash3d_cuda.sds.outputs import write_json
 from hash3d_cuda.unet.configs import UNETS
 
@@ -33,10 +33,6 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         for index, (grid, share) in enumerate(zip(setting.grids, run.by_grid, strict=True))
     ]
     all_hit = [("steps whose views all hit, of those tried", f"{run.all_hit:.1%}")] if batch > 1 else []
-    repeats = []
-    if (more := plan.repeats) is not None:
-        spread = f"{more.hit_rate:.1%}, single runs {min(more.rates):.1%} to {max(more.rates):.1%}; x {more.x:.1%}"
-        repeats = [(f"hit rate over {len(more.rates)} runs, other seeds", spread)]
     encoder = []
     if plan.vae != "none":
         work = f"{plan.encoder_gmacs:.0f} GMAC a view, the U-Net {setting.groups * plan.full_gmacs:.0f}"
@@ -47,7 +43,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("eta", f"{setting.eta:g}"),
         ("hit rate", f"{run.hit_rate:.1%}"),
         *parts,
-        *repeats,
+        *repeat_rows(plan),
         *all_hit,
         ("new views with a candidate at the end", f"{last:.1%}"),
         ("x, views served from the cache", f"{run.x:.1%}"),
@@ -63,6 +59,18 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("memory that holds every view", f"{size(memory.for_all)}, {steps * batch:,} entries"),
         ("entries at the end", f"{run.live:,} of {run.stored:,} stored"),
     ]
+
+
+def repeat_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The same for runs with other seeds; nothing where one run was asked for."""
+    more = plan.repeats
+    if more is None:
+        return []
+    told = [f"{more.hit_rate:.1%}, single runs {min(more.rates):.1%} to {max(more.rates):.1%}"] if more.rates else []
+    told.append(f"x {more.x:.1%}")
+    if more.idle:
+        told.append(f"{more.idle} of the runs tried no retrieval and have no hit rate")
+    return [(f"hit rate over {more.runs} runs, other seeds", "; ".join(told))]
 
 
 def host_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from hash3d_cuda.bounds import step_bound
 from hash3d_cuda.checks import parse_bytes
-from hash3d_cuda.plan.plan import UNLIMITED, CacheSetting, Plan, table_memory
+from hash3d_cuda.plan.memory import table_memory
+from hash3d_cuda.plan.plan import Plan
+from hash3d_cuda.plan.setting import UNLIMITED, CacheSetting
 from hash3d_cuda.plan.simulate import simulate
 from hash3d_cuda.unet.configs import UNETS
 from hash3d_cuda.unet.cost import unet_cost

@@ -4,86 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hash3d_cuda.checks import check_real
+from hash3d_cuda.checks import check_int, check_real, fail
 from hash3d_cuda.control import EtaControl
 from hash3d_cuda.freshness import Freshness
+from hash3d_cuda.host_tier.front import slots_for
 from hash3d_cuda.keys import PAPER_GRIDS, Grid
+from hash3d_cuda.plan.coming_back import ComingBack
 from hash3d_cuda.plan.ranges import as_keys
+from hash3d_cuda.plan.setting import check_policies
+from hash3d_cuda.plan.simulation import BYPASS, MISS, Simulation
 from hash3d_cuda.table import HashTable
 
-BYPASS, MISS = -2, -1
 LOOKS = 40  # times that the coverage is looked at during a run
 LOOK_VIEWS = 400  # views that are looked up for it
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """What became of every view.
-
-    Attributes:
-        grid: int8 ``[steps, B]``: the grid that served the view, ``MISS``, or ``BYPASS``.
-        looks: int64 ``[L]``, the steps at which the coverage was looked at.
-        coverage: float64 ``[L]``, the share of such views as the run asks for that had a candidate then.
-        grids: how many grids there were.
-        stored: entries appended in all.
-        live: entries left at the end.
-        from_host: hits that wanted an entry which only the host tier had.
-        copied: such entries, each once in a step.
-    """
-
-    grid: np.ndarray
-    looks: np.ndarray
-    coverage: np.ndarray
-    grids: int
-    stored: int
-    live: int
-    from_host: int = 0
-    copied: int = 0
-
-    @property
-    def hits(self) -> int:
-        """Views served from the table."""
-        return int((self.grid >= 0).sum())
-
-    @property
-    def misses(self) -> int:
-        """Views for which a retrieval found nothing."""
-        return int((self.grid == MISS).sum())
-
-    @property
-    def bypasses(self) -> int:
-        """Views for which none was tried."""
-        return int((self.grid == BYPASS).sum())
-
-    @property
-    def hit_rate(self) -> float:
-        """hits / (hits + misses), 0 when no retrieval was tried."""
-        tried = self.hits + self.misses
-        return self.hits / tried if tried else 0.0
-
-    @property
-    def x(self) -> float:
-        """Share of all views that the table serves."""
-        return self.hits / self.grid.size
-
-    @property
-    def by_grid(self) -> list[float]:
-        """The hit rate's parts by the grid that served, finest first; their sum is the hit rate."""
-        tried = max(self.hits + self.misses, 1)
-        return [int((self.grid == index).sum()) / tried for index in range(self.grids)]
-
-    @property
-    def all_hit(self) -> float:
-        """Of the steps at which a retrieval was tried, the share with a hit for every view."""
-        tried = self.grid[self.grid[:, 0] != BYPASS]
-        return float((tried >= 0).all(axis=1).mean()) if len(tried) else 0.0
 
 
 def simulate(
@@ -93,6 +32,7 @@ def simulate(
     grids: Sequence[Grid] = PAPER_GRIDS,
     capacity: int | None = None,
     front: int | None = None,
+    landing: int | None = None,
     seed: int = 0,
     coverage: bool = True,
     timestep_first: bool = False,
@@ -114,6 +54,7 @@ def simulate(
         capacity: slots; None holds every view of the run.
         front: with a host tier, how many of them, the newest, are on the device. All copies are taken to come in time;
             the two tiers are then one table.
+        landing: slots on the device for entries that come back; None: as many as a tier has beside ``front``.
         seed: of the coin, as :class:`hash3d_cuda.Hash3DConfig` has it.
         coverage: False saves the time of looking at it.
         timestep_first: hash the key as (timestep, elevation, azimuth, radius), the order of the paper's released code.
@@ -121,13 +62,18 @@ def simulate(
         max_age, target_x, audit: as :class:`hash3d_cuda.Hash3DConfig` has them, one forward per step.
         azimuth_period, **table_options: ``num_buckets``, ``queue_length``, ``match`` and the period of
             :class:`hash3d_cuda.HashTable`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
     keys = as_keys(keys)
+    eta = check_real("eta", eta, 0.0, 1.0)
+    check_policies(max_age, target_x, audit)
     if timestep_first:
         keys, grids, azimuth_period = _timestep_first(keys, grids, azimuth_period)
     steps, batch = keys.shape[:2]
     views = steps * batch
-    slots = views if capacity is None else min(capacity, views)
+    slots = views if capacity is None else min(check_int("capacity", capacity, 1), views)
     table = HashTable(
         (1,),
         (1,),
@@ -137,15 +83,25 @@ def simulate(
         azimuth_period=azimuth_period,
         **table_options,
     )
-    eta = check_real("eta", eta, 0.0, 1.0)
-    control = EtaControl(eta, seed, target_x=target_x, audit=audit)
-    run = _Run(table, keys, slots if front is None else front, max_age)
+    control = EtaControl(eta, check_int("seed", seed, 0), target_x=target_x, audit=audit)
+    run = _Run(table, keys, _coming_back(table, front, landing), max_age)
     looks = np.empty(0, dtype=np.int64)
     if coverage:
         looks = np.unique(np.linspace(0, steps - 1, LOOKS).astype(np.int64))
     seen = run.through(random.Random(seed), control, looks.tolist())
-    kept = run.stored, len(table), run.from_host, run.copied
+    kept = run.stored, len(table), run.from_host, 0 if run.back is None else run.back.copied
     return Simulation(run.grid, looks, np.array(seen), len(table.options.grids), *kept)
+
+
+def _coming_back(table: HashTable, front: int | None, landing: int | None) -> ComingBack | None:
+    """What a host tier copies; None without one."""
+    if front is None:
+        if landing is not None:
+            fail(ValueError, "landing", "None without front: there is no host tier", landing, "give front too")
+        return None
+    front = check_int("front", front, 1)
+    spare = slots_for(table.options, front) - front
+    return ComingBack(front, spare if landing is None else check_int("landing", landing, 1))
 
 
 def _timestep_first(keys: Tensor, grids: Sequence[Grid], period: float | None) -> tuple[Tensor, list[Grid], None]:
@@ -174,9 +130,9 @@ def _as_grid(grid: Grid | Sequence[float]) -> Grid:
 class _Run:
     """A table on its way through the steps."""
 
-    def __init__(self, table: HashTable, keys: Tensor, front: int, max_age: int | None = None):
-        self.table, self.keys, self.front = table, keys, front
-        self.from_host = self.copied = 0
+    def __init__(self, table: HashTable, keys: Tensor, back: ComingBack | None, max_age: int | None = None):
+        self.table, self.keys, self.back = table, keys, back
+        self.from_host = 0
         self._freshness = None if max_age is None else Freshness(table.capacity, max_age, None)
         self._forward = 0
         self.grid = np.full(keys.shape[:2], BYPASS, dtype=np.int8)
@@ -193,7 +149,8 @@ class _Run:
         for step in range(len(self.keys)):
             audited = control.begin(step + 1)
             tries = coin.random() < control.eta
-            if step in stops or (tries and not audited):
+            looks_up = self.back is not None if audited else tries
+            if step in stops or looks_up:
                 self._append(begin, step)
                 begin = step
             self._forward = step + 1
@@ -201,6 +158,8 @@ class _Run:
                 seen.append(self._coverage(step))
             if audited:
                 self.grid[step] = MISS if tries else BYPASS  # all are computed
+                if self.back is not None:  # what would be served comes back all the same
+                    self._look_up(step, tries)
             elif tries:
                 self._try(step)
                 begin = step + 1
@@ -209,13 +168,17 @@ class _Run:
         return seen
 
     def _try(self, step: int) -> None:
+        self.grid[step], away = self._look_up(step, hinted=True)
+        self.from_host += away
+        self._append(step, step + 1, self.grid[step] == MISS)
+
+    def _look_up(self, step: int, hinted: bool) -> tuple[np.ndarray, int]:
+        """What would serve each view of a step, and how many of those need an entry that only the host has."""
         candidates = self.table.lookup(self.keys[step])
-        self.grid[step] = served = self._serving(candidates)
-        found = candidates.numpy()
-        away = (found >= 0) & (found < self.stored - self.front) & (served != MISS)[:, None, None]
-        self.from_host += int(away.any(axis=(1, 2)).sum())
-        self.copied += len(np.unique(found[away]))
-        self._append(step, step + 1, served == MISS)
+        served = self._serving(candidates)
+        if self.back is None:
+            return served, 0
+        return served, self.back.serve(candidates.numpy(), served != MISS, self.stored, hinted)
 
     def _serving(self, candidates: Tensor) -> np.ndarray:
         """The finest grid with a candidate for each key, or MISS: int64 [N] from what a look-up found, [N, M, Q]."""

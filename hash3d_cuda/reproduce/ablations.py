@@ -85,6 +85,12 @@ def _anchored(reuse: float, **changes: Any) -> Changes:
     return {**PRESETS["fast"], "position": 2, "reuse": reuse, "capacity": None, "memory_budget": None, **changes}
 
 
+def _spread(**changes: Any) -> Changes:
+    """At position 2 entries from before the object has its shape cost most, and the way from an anchor costs some."""
+    told = {"anchors": 34, "first_fresh": 8, "fresh_until": 0.5, "fresh_power": 1.0, "jitter": 0.3}
+    return _anchored(0.85, **told, **changes)
+
+
 ABLATIONS: dict[str, Ablation] = {
     "none": Ablation("no cache", {"cache": False}),
     "default": Ablation("default", {}),
@@ -117,6 +123,8 @@ ABLATIONS: dict[str, Ablation] = {
     "anchored-85-few": Ablation(
         "anchored, 85% return to the latest 20, position 3", _anchored(0.85, position=3, anchors=20)
     ),
+    "anchored-85-spread": Ablation("anchored, 85% return, anchors spread over half of the run", _spread()),
+    "anchored-85-spread-no-cache": Ablation("anchors spread over half of the run, no cache", _spread(cache=False)),
     "anchored-85-4-views": Ablation("anchored, 4 views a step", _anchored(0.85, views_per_step=4)),
     "none-middle": Ablation("no cache, timesteps 0.66 to 0.6", {"cache": False, "t_high": 0.66, "t_low": 0.6}),
     "none-4-views": Ablation("no cache, 4 views a step", {"cache": False, "views_per_step": 4}),

@@ -29,19 +29,25 @@ def anchored(share: int, position: int) -> Told:
     return {"ablation": f"anchored-{share}" + (f"-position-{position}" if position != 2 else "")}
 
 
+SPREAD: Told = {"ablation": "anchored-85-spread"}
+
 CURVES: dict[str, list[Told]] = {
     "paper: eta, its grids stretched": [{"ablation": "default", "eta": eta, "grids": "stretched"} for eta in ETAS],
     "reuse at intervals": [{"ablation": f"interval-{n}"} for n in INTERVALS],
     "released indexing": [{"ablation": "released", "eta": eta, "grids": "stretched"} for eta in (0.9,)],
     **{f"ours: anchored, position {k}": [anchored(share, k) for share in shares] for k, shares in REUSE.items()},
+    "ours: anchors spread, position 2": [SPREAD],
 }
-CONTROL, MIDDLE, INT8 = (
-    {"ablation": f"{name}"} for name in ("anchored-85-no-cache", "none-middle", "anchored-85-int8")
+CONTROL, MIDDLE, INT8, SPREAD_CONTROL = (
+    {"ablation": name}
+    for name in ("anchored-85-no-cache", "none-middle", "anchored-85-int8", "anchored-85-spread-no-cache")
 )
 OURS = {k: label(anchored(85, k)) for k in REUSE}
+JUDGED = {**{run: f"position {k}" for k, run in OURS.items()}, label(SPREAD): "position 2, anchors spread"}
 SHOWN = {
     BASELINE: "no cache",
     OURS[2]: "anchored, position 2",
+    label(SPREAD): "anchors spread, position 2",
     OURS[3]: "anchored, position 3",
     OURS[4]: "anchored, position 4",
     label({"ablation": "interval-7"}): "every 7th step in full",
@@ -51,7 +57,7 @@ SHOWN = {
 def units(context: Context) -> list[Unit]:
     """One sweep per object over all points of all curves."""
     told = [one for points in CURVES.values() for one in points]
-    return studies.units(context, ID, [*told, CONTROL, MIDDLE, INT8])
+    return studies.units(context, ID, [*told, CONTROL, SPREAD_CONTROL, MIDDLE, INT8])
 
 
 def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -60,6 +66,7 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
     points = [(curve, label(one)) for curve, told in CURVES.items() for one in told]
     points += [
         ("control: anchored, without the cache", label(CONTROL)),
+        ("control: anchors spread, without the cache", label(SPREAD_CONTROL)),
         ("control: no cache, the anchors' timesteps", label(MIDDLE)),
         ("ours: anchored, position 3, int8", label(INT8)),
     ]
@@ -67,8 +74,8 @@ def summarise(context: Context, results: dict[str, dict[str, Any]]) -> dict[str,
     return {
         "rows": rows,
         "findings": [
-            *(accepted(found, run, position) for position, run in OURS.items()),
-            parted(found), eight_bits(found), *(above(rows, run) for run in OURS.values()),
+            *(accepted(found, run, name) for run, name in JUDGED.items()),
+            parted(found), spread(found), eight_bits(found), *(above(rows, run) for run in JUDGED),
         ],
         "curves": {
             curve: {"speed": [r["speed-up"] for r in rows if r["method"] == curve],
@@ -86,7 +93,7 @@ def point(found: dict[str, Any], method: str, name: str) -> dict[str, Any]:
     return {**first, **row(found, name), "SSIM change": change(found, name, "ssim")}
 
 
-def accepted(found: dict[str, Any], run: str, position: int) -> str:
+def accepted(found: dict[str, Any], run: str, name: str) -> str:
     """The bounds that were set beforehand, one by one."""
     ours = over_objects(found, run)
     db, ssim = change(found, run), change(found, run, "ssim")
@@ -101,7 +108,7 @@ def accepted(found: dict[str, Any], run: str, position: int) -> str:
                f"the U-Net at {share:.0%} of a step)"),
         f"U-Net {unet:.2f} times as fast (bound {unet_bound:.2f})",
     ]  # fmt: skip
-    return f"Anchored sampler, position {position}, {len(ours)} objects, same seed and steps: " + "; ".join(said) + "."
+    return f"Anchored sampler, {name}, {len(ours)} objects, same seed and steps: " + "; ".join(said) + "."
 
 
 def judged(holds: bool, text: str) -> str:
@@ -117,6 +124,17 @@ def parted(found: dict[str, Any]) -> str:
         f"The same views without the cache change PSNR by {signed(change(found, control))} dB, uniform views with "
         f"about the anchors' timesteps by {signed(change(found, label(MIDDLE)))} dB. Against the same views, reuse "
         f"itself costs {costs}."
+    )
+
+
+def spread(found: dict[str, Any]) -> str:
+    """What anchors that are taken later do, with the cache and without."""
+    run, control = label(SPREAD), label(SPREAD_CONTROL)
+    return (
+        f"Anchors spread over half of the run, views near them, position 2: {signed(change(found, run))} dB, all first "
+        f"and views anywhere in their cells {signed(change(found, OURS[2]))} dB. The same views without the cache "
+        f"change PSNR by {signed(change(found, control))} dB, so that reuse itself costs "
+        f"{signed(change(found, run, to=control))} dB with the anchors spread."
     )
 
 

@@ -38,6 +38,10 @@ class AnchorPlan:
         pool: how many of the latest anchors views return to.
         power: after n of N views, (n/N)^power of the anchors have been used up, the first few apart: 1 spreads them
             evenly, more saves them for the end, where the noise is low and the detail is made.
+        first: so many views come first that are all fresh; None: as many as fill the pool. What is stored then has seen
+            the scene before there was one, and its answers are off for as long as they serve. With few of these, most
+            anchors are taken when the object has its shape and colours.
+        until: N above as a share of the run: after it, all views return.
     """
 
     views: int
@@ -45,21 +49,27 @@ class AnchorPlan:
     reuse: float
     pool: int
     power: float = 1.0
+    first: int | None = None
+    until: float = 1.0
 
     @property
     def head(self) -> int:
-        """The first views of a run, all fresh: they fill the pool."""
-        return min(max(min(self.pool, round((1 - self.reuse) * self.views)), self.batch), self.views)
+        """The first views of a run, all fresh; a step's at least."""
+        wanted = min(self.pool if self.first is None else self.first, round((1 - self.reuse) * self.views))
+        return min(max(wanted, self.batch), self.views)
 
     def fresh(self, view: int) -> int:
         """How many of the first ``view`` views are fresh."""
         if view <= self.head:
             return view
         total = max(round((1 - self.reuse) * self.views), self.head)
-        share = (view - self.head) / (self.views - self.head)
+        end = max(round(self.until * self.views), total)
+        if view >= end:
+            return total
+        share = (view - self.head) / (end - self.head)
         wanted = self.head + math.floor((total - self.head) * share**self.power + 1e-9)
         # One view uses up one anchor at most: where the curve is steeper, begin earlier, or end later.
-        return min(max(wanted, total - (self.views - view)), view)
+        return min(max(wanted, total - (end - view)), view)
 
     def used(self, number: int) -> int:
         """The view that an anchor is fresh for; ``views`` for one that the run does not come to."""

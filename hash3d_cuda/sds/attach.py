@@ -16,7 +16,8 @@ from hash3d_cuda.sds.settings import GenerateSettings
 
 
 def cache_config(settings: GenerateSettings, groups: int = 2, conditions: int = 1, group: Any = None) -> Hash3DConfig:
-    """The cache's options.
+    """The cache's options. Where the objective denoises step by step, its cells are those of one view, and nothing
+    moves eta.
 
     Args:
         settings: of the run.
@@ -27,6 +28,9 @@ def cache_config(settings: GenerateSettings, groups: int = 2, conditions: int = 
     Raises:
         TypeError, ValueError: options that do not go together, naming one.
     """
+    if settings.objective == "refine":
+        targets = dict.fromkeys(("target_x", "target_quality", "audit"))
+        settings = replace(settings, eta=1.0, grids=temporal_grids(settings), **targets)
     stored = settings.feature_dtype
     return Hash3DConfig(
         eta=settings.eta, position=settings.position, groups=groups, grids=settings.grids,
@@ -50,9 +54,6 @@ def attach_caches(priors: Sequence[Prior], settings: GenerateSettings, group: An
     """One cache per U-Net: each prior's own, or one with a table for each subject when they ask the same U-Net."""
     if not settings.cache:
         return []
-    if settings.objective == "refine":
-        targets = dict.fromkeys(("target_x", "target_quality", "audit"))  # they would move eta
-        settings = replace(settings, eta=1.0, grids=temporal_grids(settings), **targets)
     unets = {id(prior.unet): prior for prior in priors}
     caches: list[Any] = []
     try:

@@ -119,7 +119,8 @@ def cache_metrics(served: dict[str, int], *caches: Any) -> dict[str, Any]:
 
 def control_metrics(caches: Sequence[Any]) -> list[dict[str, Any]] | None:
     """What moved eta, by cache: ``eta`` at the end, the targets, the share of audits, the ``mean_error`` that they saw,
-    and the latest 4,096 audits column by column (:class:`hash3d_cuda.control.Audit`). None where nothing did."""
+    the ``course`` of eta (at most 256 forwards; none without a target), and the latest 4,096 audits, both column by
+    column (:class:`hash3d_cuda.control.Audit`). None where nothing did."""
     found = []
     for cache in caches:
         config = cache.config
@@ -127,9 +128,11 @@ def control_metrics(caches: Sequence[Any]) -> list[dict[str, Any]] | None:
         if any(value is not None for value in told.values()):
             rows = cache.audits()
             columns = {name: [getattr(row, name) for row in rows] for name in ("forward", "eta", "error", "found")}
+            moved = cache.eta_course()
+            course = {"forward": [forward for forward, _ in moved], "eta": [eta for _, eta in moved]}
             stats = cache.stats()
             error = {"audited": stats.audits, "mean_error": stats.audited_error}
-            found.append({"eta": cache.eta, **told, **error, "audits": columns})
+            found.append({"eta": cache.eta, **told, **error, "course": course, "audits": columns})
     return found or None
 
 

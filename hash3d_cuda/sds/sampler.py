@@ -116,7 +116,10 @@ class ViewSampler:
         """Which anchor each view looks at, with ``sampler="anchored"``."""
         settings = self.settings
         views = settings.steps * settings.views_per_step
-        return AnchorPlan(views, settings.views_per_step, settings.reuse, settings.anchors, settings.fresh_power)
+        return AnchorPlan(
+            views, settings.views_per_step, settings.reuse, settings.anchors, settings.fresh_power,
+            settings.first_fresh, settings.fresh_until,
+        )  # fmt: skip
 
     def _timestep_range(self, step: int) -> tuple[int, int]:
         """The lowest and the highest timestep of a step."""

@@ -93,6 +93,8 @@ class GenerateSettings:
             has room for these and a step's own, so that no older entry is served.
         jitter: how far in its anchor's cell a view may lie from the anchor, 0 (not at all) to 1 (anywhere).
         fresh_power: 1 spreads fresh views evenly over the run, more saves them for its end.
+        first_fresh: how many views are all fresh at the start; None: ``anchors``, as far as there are so many.
+        fresh_until: the share of the run after which no view is fresh.
         aggregation: how candidates become one feature, ``Hash3DConfig``'s ``weighting`` (here that is the gradient's).
         decide: ``"host"``, or ``"device"``: hit or miss is decided on a GPU, and each call of the U-Net is one CUDA
             graph, as :class:`hash3d_cuda.Hash3DConfig` says. Times of hits are not told apart then.
@@ -152,6 +154,8 @@ class GenerateSettings:
     anchors: int = 120
     jitter: float = 1.0
     fresh_power: float = 1.5
+    first_fresh: int | None = None
+    fresh_until: float = 1.0
     decide: str = "host"
     compile: tuple[str, ...] = ()
     seed: int = 0
@@ -172,11 +176,13 @@ class GenerateSettings:
         for name in ("lr_scale", "fresh_power"):
             self._set(name, check_positive(name, getattr(self, name)))
         self._set("anchors", check_int("anchors", self.anchors, 1, 10**7))
+        if self.first_fresh is not None:
+            self._set("first_fresh", check_int("first_fresh", self.first_fresh, 1, 10**7))
         for name in ("denoise_stride", "reuse_interval"):
             self._set(name, check_int(name, getattr(self, name), 1, 10**6))
         if self.render_size is not None:
             self._set("render_size", check_int("render_size", self.render_size, 8, 4096))
-        for name in ("lr_end", "t_high", "t_low", "eta", "shading_after", "reuse", "jitter"):
+        for name in ("lr_end", "t_high", "t_low", "eta", "shading_after", "reuse", "jitter", "fresh_until"):
             self._set(name, check_real(name, getattr(self, name), 0.0, 1.0))
         for name in (
             "guidance_scale", "reference_weight", "sds_weight", "second_weight", "second_guidance_scale",

@@ -24,7 +24,7 @@ from hash3d_cuda.tune.space import Changes, as_settings
 
 DECIDE_VIEWS = (
     "eta", "seed", "steps", "views_per_step", "schedule", "t_high", "t_low", "t_move", "sampler", "reuse", "anchors",
-    "jitter", "fresh_power", "max_age", "target_x", "target_quality", "audit",
+    "jitter", "fresh_power", "first_fresh", "fresh_until", "max_age", "target_x", "target_quality", "audit",
 )  # fmt: skip
 STEPS = 4  # of each measurement; the first one, which warms up, does not count
 WORTHWHILE = 1.02  # predicted speed-up below which a setting is not tried

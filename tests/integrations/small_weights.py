@@ -37,10 +37,10 @@ def write_stable_diffusion(name: str) -> None:
 def write_dreamgaussian_zero123() -> None:
     """Stable-Zero123 and Zero123, for diffusers."""
     for name in ("stable-zero123-diffusers", "zero123-xl-diffusers"):
-        _write_zero123(f"ashawkey/{name}", importlib.import_module("zero123"))
+        write_zero123(f"ashawkey/{name}", importlib.import_module("zero123"))
 
 
-def _write_zero123(name: str, module: Any) -> None:
+def write_zero123(name: str, module: Any) -> None:
     """Of the pipeline class that a system brings in ``module``."""
     from diffusers import DDIMScheduler
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -63,6 +63,9 @@ def _unet(channels: int) -> Any:
     return UNet2DConditionModel(
         sample_size=64, in_channels=channels, block_out_channels=(8, 8, 8, 8), norm_num_groups=4,
         cross_attention_dim=WIDTH, attention_head_dim=2,
+        # attention at 64x64 would take nearly all of the time
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
 
 

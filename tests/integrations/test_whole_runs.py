@@ -1,5 +1,5 @@
 """Upstream's own scripts from start to end, by the commands of the examples' pages: what a user does, on a CPU, with
-small random weights, few steps and small pictures.
+small random weights, few steps and small pictures. Those of threestudio are in :mod:`test_whole_runs_threestudio`.
 
 Each needs its system's checkout (``HASH3D_THREESTUDIO`` and so on), and of what the systems ask for
 
@@ -11,92 +11,30 @@ What stands for CUDA packages is in ``no_gpu``. A run takes 5 to 30 seconds of o
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
-from added_lines import ADDED, insert, with_lines
-from foreign_code import ROOT, checkout
+import torch
+from added_lines import insert
 from small_weights import STABLE_DIFFUSION
-from whole_runs import copy_checkout, page_commands, prepare, run
-
-NEEDED = ("omegaconf", "pytorch_lightning", "jaxtyping", "typeguard", "einops", "cv2", "imageio", "trimesh")
-STUDIO = (
-    "nerfacc", "igl", "xatlas", "envlight", "controlnet_aux", "torchvision", "taming", "mcubes", "pysdf", "wandb",
-    "lpips", "IPython", "ipywidgets", "nvdiffrast", "bitsandbytes", "gradio", "kornia",
-)  # fmt: skip
-SMALL_VIEWS = (
-    "trainer.precision=32", "data.width=16", "data.height=16", "data.eval_width=16", "data.eval_height=16",
-    "data.n_val_views=1", "data.n_test_views=2",
-)  # fmt: skip
-
-
-@pytest.fixture
-def copy(request, tmp_path) -> Path:
-    """A copy of the checkout of a system, with the example's files in it."""
-    for name in NEEDED:
-        pytest.importorskip(name, reason="these systems need it")
-    system = request.param
-    folder = copy_checkout(checkout(f"HASH3D_{system.upper()}"), tmp_path / system)
-    for path in (ROOT / "examples" / system).glob("*.py"):
-        shutil.copy(path, folder)
-    for name in ADDED.get(system, ()):
-        (folder / name).write_text(with_lines(folder, system, name), encoding="utf-8")
-    return folder
-
-
-def forwards(text: str) -> list[int]:
-    """Of the printed counts."""
-    return [int(number) for number in re.findall(r"(\d+) forwards: ", text)]
-
-
-@pytest.fixture
-def with_sd(copy) -> Path:
-    """The copy with Stable Diffusion where ``from_pretrained`` looks for it."""
-    prepare(copy, f"write_stable_diffusion({STABLE_DIFFUSION!r})")
-    return copy
-
-
-def add_to_custom(copy: Path) -> None:
-    (place,) = page_commands("threestudio", "cp -r")
-    subprocess.run(place.replace("PATH/TO/threestudio", str(copy)).split(), cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize("copy", ["threestudio"], indirect=True)
-def test_threestudio_trains_saves_and_resumes(with_sd):
-    """``cp`` and ``launch.py`` as on the page, in float16; then some steps more from the checkpoint."""
-    add_to_custom(with_sd)
-    (launch,) = page_commands("threestudio", "python launch.py")
-    short = (*SMALL_VIEWS, "use_timestamp=false", "trainer.max_steps=6", "checkpoint.every_n_train_steps=6")
-    short = (*short, "system.guidance.hash3d.log_every=2", "system.guidance.hash3d.memory_budget=64MiB")
-    said = run(with_sd, launch, *short, without=STUDIO)
-    assert "IMPORT FAILED" not in said
-    assert len(re.findall(r"hash3d after \d steps: served", said)) == 3
-    saved = with_sd / "outputs" / "dreamfusion-sd" / "a_teddy_bear" / "ckpts" / "last.ckpt"
-    metrics = next(saved.parents[1].rglob("metrics.csv")).read_text(encoding="utf-8")
-    assert "train/hash3d_served" in metrics and "train/hash3d_host_syncs" in metrics
-    said = run(with_sd, launch, *short, "trainer.max_steps=8", f"resume={saved}", without=STUDIO)
-    assert "hash3d after 2 steps" in said and "starts with an empty table" not in said
-
+from test_whole_runs_threestudio import STUDIO
+from whole_runs import change, forwards, fresh_copy, page_commands, prepare, run
 
 TRIANGLE = "v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nvn 0 0 1\nf 1/1/1 2/2/1 3/3/1\n"
 DREAM = ("rembg", "dearpygui", "torchvision", "mvdream", "imagedream", "kiui", "pymeshlab", "mcubes", "xatlas")
 
 
-@pytest.mark.parametrize("copy", ["dreamgaussian"], indirect=True)
-def test_dreamgaussian_both_stages(copy):
+def test_dreamgaussian_both_stages(tmp_path):
     """``main.py`` and ``main2.py`` by the page's commands, in float16, with ``print(gui.hash3d)`` at the end.
 
     No mesh is made from the Gaussians: the second stage begins with a triangle."""
-    prepare(copy, "write_dreamgaussian_zero123()", without=DREAM)
+    copy = fresh_copy("dreamgaussian", tmp_path)
+    prepare(copy, "small_weights.write_dreamgaussian_zero123()", without=DREAM)
     shutil.copy(copy / "data" / "anya_rgba.png", copy / "data" / "name_rgba.png")
     for name in ("main.py", "main2.py"):
         with (copy / name).open("a", encoding="utf-8") as file:
             file.write("\n    print(gui.hash3d)\n")
-    text = (copy / "main.py").read_text(encoding="utf-8")
-    (copy / "main.py").write_text(text.replace("self.save_model(mode='geo+tex')", "pass"), encoding="utf-8")
+    change(copy / "main.py", ("self.save_model(mode='geo+tex')", "pass"))
     (copy / "logs").mkdir(exist_ok=True)
     (copy / "logs" / "name_mesh.obj").write_text(TRIANGLE, encoding="utf-8")
     first, second = page_commands("dreamgaussian", "python main")
@@ -107,7 +45,26 @@ def test_dreamgaussian_both_stages(copy):
     assert "10 forwards: 7 hits, 3 misses, 0 bypasses" in said and "0 host syncs" in said
 
 
-FUSION = ("torchvision", "nvdiffrast", "mcubes", "pymeshlab", "taming", "dearpygui")
+def test_gaussiandreamer(tmp_path):
+    """By the page's command, with the evaluation of its first step, and ``print`` after the training.
+
+    Shap-E is a stand-in, and fewer points are tried around its own."""
+    copy = fresh_copy("gaussiandreamer", tmp_path)
+    prepare(copy, f"small_weights.write_stable_diffusion({STABLE_DIFFUSION!r})")
+    torch.save({"model_state_dict": {}}, copy / "load" / "shapE_finetuned_with_330kdata.pth")
+    change(copy / "threestudio" / "systems" / "GaussianDreamer.py", ("num_points = 1000000", "num_points = 1000"))
+    fit = "        trainer.fit(system, datamodule=dm, ckpt_path=cfg.resume)"
+    change(copy / "launch.py", (fit, f"{fit}\n        print(system.guidance.hash3d)"))
+    (launch,) = page_commands("gaussiandreamer", "python launch.py")
+    few = ("trainer.max_steps=3", "trainer.precision=32", "use_timestamp=false", "data.n_test_views=2")
+    few = (*few, "system.guidance.half_precision_weights=false")  # a CPU's float16 takes minutes for the evaluation
+    few = (*few, *(f"data.{name}=32" for name in ("height", "width", "eval_height", "eval_width")))
+    few = (*few, "system.prompt_processor.negative_prompt=ugly")  # the small tokenizer has a word for each letter
+    said = run(copy, launch, *few, without=(*STUDIO, "shap_e"))
+    assert forwards(said) == [3] and "0 host syncs" in said
+
+
+FUSION = ("torchvision", "nvdiffrast", "mcubes", "pymeshlab", "taming", "kornia", "dearpygui")
 # -O renders on CUDA; the network of -O2 is plain torch
 PURE = (
     "--backbone vanilla --progressive_level --w 16 --h 16 --W 16 --H 16 --num_steps 8 --upsample_steps 4 --iters 6",
@@ -115,14 +72,19 @@ PURE = (
 )
 
 
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("copy", ["stable_dreamfusion"], indirect=True)
-def test_stable_dreamfusion(with_sd, number):
-    """By the page's first two commands: a prompt, and with perp-neg. Half of the steps take normals for latents."""
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_stable_dreamfusion(tmp_path, number):
+    """By the page's three commands: a prompt, with perp-neg, a picture. With a prompt, half of the steps take normals
+    for latents."""
+    copy = fresh_copy("stable_dreamfusion", tmp_path)
     trains = "            trainer.train(train_loader, valid_loader, test_loader, max_epoch)"
-    text = (with_sd / "main.py").read_text(encoding="utf-8")
+    text = (copy / "main.py").read_text(encoding="utf-8")
     text = insert(text, {trains: ["            print(trainer.hash3d)"]}, "main.py")
-    (with_sd / "main.py").write_text(text, encoding="utf-8")
+    (copy / "main.py").write_text(text, encoding="utf-8")
     command = page_commands("stable_dreamfusion", "python main.py")[number].replace(" -O", "")
-    said = run(with_sd, " ".join((command, *PURE)), without=FUSION)
-    assert forwards(said) == [6]
+    if "--image" in command:
+        prepare(copy, "small_ldm.write_fusion_zero123()", without=FUSION)
+    else:
+        prepare(copy, f"small_weights.write_stable_diffusion({STABLE_DIFFUSION!r})")
+    said = run(copy, " ".join((command, *PURE)), without=FUSION)
+    assert forwards(said) == [5 if "--image" in command else 6]  # every fourth step sees the picture itself

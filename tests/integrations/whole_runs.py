@@ -13,17 +13,45 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from foreign_code import ROOT
+import pytest
+from added_lines import ADDED, with_lines
+from foreign_code import ROOT, checkout
 
 HERE = Path(__file__).resolve().parent
 DEVICES = (  # of the copy's Python files
     (re.compile(r"""(["'])cuda(:0)?\1"""), r"\1cpu\1"),
     (re.compile(r"""f"cuda:\{get_rank\(\)\}\""""), '"cpu"'),
     (re.compile(r"device=get_rank\(\)"), 'device="cpu"'),
+    (re.compile(r"\.to\(self\.rank\)"), '.to("cpu")'),
     (re.compile(r"\.cuda\(\)"), ".cpu()"),
     (re.compile(r'accelerator="gpu",\s*devices=devices'), 'accelerator="cpu", devices=1'),
 )
+NEEDED = ("omegaconf", "pytorch_lightning", "jaxtyping", "typeguard", "einops", "cv2", "imageio", "trimesh")
+
+
+def fresh_copy(system: str, folder: Path) -> Path:
+    """A copy of the checkout of ``system``, with the example's files and the page's lines in it; without checkout, or
+    without what the systems ask for, the test is skipped."""
+    root = checkout(f"HASH3D_{system.upper()}")
+    for name in NEEDED:
+        pytest.importorskip(name, reason="these systems need it")
+    copy = copy_checkout(root, folder / system)
+    for path in (ROOT / "examples" / system).glob("*.py"):
+        shutil.copy(path, copy)
+    for name in ADDED.get(system, ()):
+        (copy / name).write_text(with_lines(copy, system, name), encoding="utf-8")
+    return copy
+
+
+def change(path: Path, *replaced: tuple[str, str]) -> None:
+    """Puts other text in the place of some that stands in a file once."""
+    text = path.read_text(encoding="utf-8")
+    for old, new in replaced:
+        assert text.count(old) == 1, f"{path.name} has {old!r} {text.count(old)} times"
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
 
 
 def copy_checkout(root: Path, folder: Path) -> Path:
@@ -49,12 +77,20 @@ def page_commands(system: str, beginning: str) -> list[str]:
     return found
 
 
-def run(folder: Path, command: str, *more: str, without: tuple[str, ...] = (), **variables: str) -> str:
-    """What a page's command, with ``more`` arguments behind it, printed when run in ``folder``."""
+def run(
+    folder: Path,
+    command: str,
+    *more: str,
+    without: tuple[str, ...] = (),
+    beside: tuple[Path, ...] = (),
+    **variables: str,
+) -> str:
+    """What a page's command, with ``more`` arguments behind it, printed when run in ``folder``; packages are found in
+    the folders ``beside`` too."""
     words = shlex.split(command)
     if words[0] == "python":
         words[0] = sys.executable
-    paths = [HERE / "no_gpu", HERE, ROOT / "tests", ROOT]
+    paths = [*beside, HERE / "no_gpu", HERE, ROOT / "tests", ROOT]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "HASH3D_REPLACED": ",".join(without),
         "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg", "WANDB_MODE": "disabled", **variables,
@@ -65,6 +101,12 @@ def run(folder: Path, command: str, *more: str, without: tuple[str, ...] = (), *
     return done.stdout + done.stderr
 
 
-def prepare(folder: Path, call: str, without: tuple[str, ...] = ()) -> None:
-    """Runs a function of ``small_weights`` in the copy, where upstream's modules are to be had."""
-    run(folder, f"python -c {shlex.quote(f'import small_weights; small_weights.{call}')}", without=without)
+def forwards(text: str) -> list[int]:
+    """Of the counts that a script printed."""
+    return [int(number) for number in re.findall(r"(\d+) forwards: ", text)]
+
+
+def prepare(folder: Path, call: str, **options: Any) -> None:
+    """Runs a function of ``small_weights`` or ``small_ldm`` in the copy, where upstream's modules are to be had."""
+    module = call.partition(".")[0]
+    run(folder, f"python -c {shlex.quote(f'import {module}; {call}')}", **options)
