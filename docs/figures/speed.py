@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from docs.figures import Passage, pick, rows
 
-PAGE, REUSE = "docs/benchmarks.md", "docs/reuse.md"
+PAGE, REUSE, PIPELINES = (f"docs/{name}.md" for name in ("benchmarks", "reuse", "pipelines"))
+OURS, NULL = "Ours / DeepCache", "DeepCache / DeepCache"
 
 
 def ratios(name: str, *benchmarks: str) -> list[float]:
@@ -22,10 +23,17 @@ def split(step: str, *columns: str) -> list[float]:
     return [float(cells[name].rstrip("%")) / (100 if cells[name].endswith("%") else 1) for name in columns]
 
 
-def samplers(interval: int, branch: int, column: str) -> float:
-    """A cell of the shipped prior's rows in the comparison with DeepCache."""
+PRIOR = ((2, 1), (5, 0), (5, 1))  # intervals and branches of the shipped prior's rows
+
+
+def samplers(column: str, *cases: tuple[int, int]) -> list[float]:
+    """Cells of the shipped prior's rows in the comparison with DeepCache."""
     found = [row for row in rows("pipelines.md") if row["Model"].startswith("shipped prior")]
-    return float(pick(found, Interval=str(interval), Branch=str(branch))[column])
+    return [float(pick(found, Interval=str(interval), Branch=str(branch))[column]) for interval, branch in cases]
+
+
+def at_sd_width(column: str) -> float:
+    return float(next(row for row in rows("pipelines.md") if row["Model"].startswith("SD 1.5"))[column])
 
 
 SHARE = "U-Net's share without cache"
@@ -89,8 +97,21 @@ PASSAGES = (
     ),
     Passage(
         PAGE,
-        "({:.1f} dB at interval 2 and branch 1, {:.1f} dB at 5 and 1)",
-        lambda: [samplers(2, 1, "PSNR ours, dB"), samplers(5, 1, "PSNR ours, dB")],
+        "({:.1f} dB at interval 2 and branch 1, {:.1f} dB at 5 and 1). A run took {:.3f} of DeepCache's time "
+        "there at interval 2, {:.3f} and {:.3f} at 5, and {:.3f} at Stable Diffusion's width",
+        lambda: [*samplers("PSNR ours, dB", (2, 1), (5, 1)), *samplers(OURS, *PRIOR), at_sd_width(OURS)],
+    ),
+    Passage(
+        PAGE,
+        "a second DeepCache took {:.3f} to {:.3f} of the first",
+        lambda: [extreme([*samplers(NULL, *PRIOR), at_sd_width(NULL)]) for extreme in (min, max)],
+    ),
+    Passage(
+        PIPELINES,
+        "a run took {:.3f} of DeepCache's time at interval 2 and branch 1, {:.3f} at 5 and 0, {:.3f} at 5 and 1, "
+        "where a second DeepCache took {:.3f}, {:.3f} and {:.3f} of the first; at Stable Diffusion's width, "
+        "latents of 8x8, {:.3f} (four rounds), the second DeepCache {:.3f}",
+        lambda: [*samplers(OURS, *PRIOR), *samplers(NULL, *PRIOR), at_sd_width(OURS), at_sd_width(NULL)],
     ),
     Passage(
         PAGE,
