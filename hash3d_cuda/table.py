@@ -101,6 +101,7 @@ class HashTable:
         self.capacity, self._spare = self._divide(self.options.resolve_capacity())
         self._lock = threading.Lock()
         self._streams: set[int] = set()
+        self._emptied = 0  # times
         self._handle = operators.register(self)
         self._allocate()
         self.clear()
@@ -194,7 +195,12 @@ class HashTable:
         """Makes the table as just constructed: empty, serials from 0, similarities and counters reset."""
         if self._engine is not None:
             with self._lock:
+                self._emptied += 1
                 self._engine.clear(self._stream())
+
+    def _stage(self) -> tuple[int, int]:
+        """Another one after anything was appended, or the table emptied. A CUDA table synchronises."""
+        return self._emptied, self._counters.tolist()[0]
 
     def append(self, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None) -> Tensor:
         """Stores items in order, as if one by one.

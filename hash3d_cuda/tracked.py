@@ -62,6 +62,7 @@ class TrackedTable:
         self.keeps = keeps and same and freshness is None and table.device.type == "cpu"
         self._kept: Kept | None = None
         self._only: tuple[float, ...] | None = None  # where the one entry lies that there can be
+        self._known = (-1, -1)  # the table's stage at which these two hold: it may be written to by others
         self._cell_sizes = [float(grid.timestep) for grid in table.options.grids]
         self.appended = 0  # items so far, and so the next serial
         self._copies = copies
@@ -101,7 +102,7 @@ class TrackedTable:
         item's, or what holds them.
         """
         kept, self._kept = self._kept, None  # what is not found is not needed again: its memory is free for the next
-        if kept is None or kept.feature._version != kept.version:
+        if kept is None or kept.feature._version != kept.version or self.table._stage() != self._known:
             return None
         # Rule 10: a latent that is not finite finds nothing. A sum beyond the type's range says no too, and is asked.
         if self._place(key) != kept.place or not math.isfinite(latents.sum().item()):
@@ -111,7 +112,7 @@ class TrackedTable:
 
     def holds_nothing_for(self, key: Sequence[float]) -> bool:
         """Whether one item is sure to miss, without asking: there is one entry, and it lies at another time."""
-        if self._only is None or len(self._cell_sizes) > 1:
+        if self._only is None or len(self._cell_sizes) > 1 or self.table._stage() != self._known:
             return False
         *pose, cell = self._place(key)
         return tuple(pose) == self._only[:3] and cell != self._only[3]
@@ -148,6 +149,7 @@ class TrackedTable:
         self._kept = self._only = None
         if len(serials) != 1 or serials[0] < 0:
             return
+        self._known = self.table._stage()
         place = self._place(keys[0].tolist())
         if self.table.capacity == 1:
             self._only = place

@@ -45,11 +45,11 @@ build "$work/asan" engine_backends engine_conditional engine_launches
 
 say "with ThreadSanitizer"
 configure "$work/tsan" -DHASH3D_EMULATE=ON -DHASH3D_SANITIZE=thread
-plant query.cu "  __syncthreads();
+plant weigh.cuh "  __syncthreads();
   return chosen;" "  return chosen;"
 build "$work/tsan" engine_backends
 must_report "data race" "$work/tsan/engine_backends" "$rounds" "$seed"
-mend query.cu
+mend weigh.cuh
 build "$work/tsan" engine_backends
 "$work/tsan/engine_backends" "$rounds" "$seed"
 say "no error found"

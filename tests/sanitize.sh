@@ -27,15 +27,16 @@ from hash3d_cuda import _C
 source, target = numpy.zeros(64, "float32"), numpy.empty(63, "float32")
 _C.to_float(0, source.ctypes.data, target.ctypes.data, 64)  # one number too many
 PY
-must_report "runtime error: .*misaligned" python_with_asan - <<'PY'
+HASH3D_SIMD=baseline must_report "runtime error: .*misaligned" python_with_asan - <<'PY'
 import numpy
 from hash3d_cuda import _C
 source, target = numpy.zeros(64, "float32"), numpy.empty(63, "float32")
-_C.use_simd("baseline")
+assert _C.build_info()["simd"] == "baseline"
 _C.to_float(1, source.ctypes.data + 1, target.ctypes.data, 8)  # halves at an odd address
 PY
 say "the table's tests"
-python_with_asan -m pytest -q -s -p no:cacheprovider -k "$with_engine" tests/test_table_*.py tests/test_storage.py
+python_with_asan -m pytest -q -s -p no:cacheprovider -k "$with_engine" tests/test_table_*.py tests/test_storage.py \
+  tests/test_watch_native.py
 say "a fuzz run on every instruction set"
 python_with_asan - --operations "${FUZZ:-4000}" --seed "${SEED:-0}" <<'PY'
 import fuzz_table

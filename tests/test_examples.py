@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 from forked import Forked, script
+
+import hash3d_cuda
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -27,6 +30,17 @@ def test_ten_lines_are_ten(name):
     lines = [line.strip() for line in code.splitlines()]
     counted = [line for line in lines if line and not line.startswith(("#", "import ", "from "))]
     assert len(counted) <= 10
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_only_what_the_package_offers_is_used(path):
+    """A part of the package that another test imported would be there too, but not in an interpreter of its own."""
+    tree = ast.parse(path.read_text())
+    names = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+             if alias.name == "hash3d_cuda"}  # fmt: skip
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id in names}  # fmt: skip
+    assert used <= set(hash3d_cuda.__all__) and (used or not names)
 
 
 def test_table_in_ten_lines(tmp_path):

@@ -94,7 +94,7 @@ def test_jobs_on_a_cluster(tmp_path, stand_in, capsys):
     assert ray.told == [{"log_to_driver": True}, needs, "down"]
     assert job_statuses(tmp_path) == {"a": "done", "b": "done"}
     state = tmp_path / "made" / ".hash3d-jobs"
-    assert sorted(path.name for path in state.iterdir()) == [".folder", "a", "b"]
+    assert sorted(path.name for path in state.iterdir()) == ["a", "b"], "no mark is left"
     made = json.loads((tmp_path / "made" / "b" / "metrics.json").read_text())["settings"]
     assert (made["cache"], made["steps"]) == (False, 1)
     told = capsys.readouterr()
@@ -174,25 +174,34 @@ def test_a_machine_that_does_not_share_the_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "state").exists()
 
 
-def test_one_mark_for_drivers_at_work_and_another_after_one_that_was_killed(tmp_path):
-    mark = ray_workers.mark_of(tmp_path)
-    assert ray_workers.mark_of(tmp_path) == mark == ray_workers.seen_mark(tmp_path), "this process lives"
-    path = tmp_path / ray_workers.MARK
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps({**about, "process": [about["process"][0], "0"]}))
-    assert ray_workers.mark_of(tmp_path) == ray_workers.seen_mark(tmp_path) != mark, "a copy made before does not pass"
-    path.write_text(json.dumps({**about, "place": "another machine", "process": [1, "0"]}))
-    assert ray_workers.mark_of(tmp_path) == mark, "whether that one lives cannot be known here"
-    assert [path.name for path in tmp_path.iterdir()] == [ray_workers.MARK]
+def test_each_driver_at_work_has_a_mark(tmp_path):
+    with ray_workers.marked(tmp_path) as first:
+        with ray_workers.marked(tmp_path) as second:
+            assert second != first and ray_workers.sees(tmp_path, first) and ray_workers.sees(tmp_path, second)
+        assert ray_workers.sees(tmp_path, first) and not ray_workers.sees(tmp_path, second)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_marks_of_drivers_that_were_killed_are_removed(tmp_path):
+    with ray_workers.marked(tmp_path) as mark:
+        about = json.loads((tmp_path / (ray_workers.MARK + mark)).read_text())
+    killed, elsewhere, broken = (tmp_path / (ray_workers.MARK + name) for name in ("killed", "elsewhere", "broken"))
+    killed.write_text(json.dumps({**about, "process": [about["process"][0], "0"]}))
+    elsewhere.write_text(json.dumps({"place": "another machine", "process": [1, "0"]}))
+    broken.write_text("")  # a full disk; who made it cannot be known
+    with ray_workers.marked(tmp_path) as mark:
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {elsewhere.name, broken.name, ray_workers.MARK + mark}
 
 
 def test_what_keeps_a_worker_from_working(tmp_path, capsys):
     (tmp_path / "jobs.jsonl").write_text("{")
     words = ["generate", f"--jobs={tmp_path / 'jobs.jsonl'}"]
-    here = str(tmp_path), str(tmp_path), ray_workers.mark_of(tmp_path)
-    assert "it refuses the jobs" in run_worker(words, *here, 0, 1)
-    assert "expected a JSON object" in capsys.readouterr().err
-    problem = run_worker(["generate", "--jobs=none.jsonl"], *here, 0, 1)
+    with ray_workers.marked(tmp_path) as mark:
+        here = str(tmp_path), str(tmp_path), mark
+        assert "it refuses the jobs" in run_worker(words, *here, 0, 1)
+        assert "expected a JSON object" in capsys.readouterr().err
+        problem = run_worker(["generate", "--jobs=none.jsonl"], *here, 0, 1)
     assert "No such file or directory: 'none.jsonl'" in problem
 
 

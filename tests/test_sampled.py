@@ -49,3 +49,25 @@ def test_a_latent_that_is_not_finite_is_computed() -> None:
         draw(pipe, callback_on_step_end=spoil)
     assert "".join(kind[0] for kind in kinds) == "mhhmmm"
     cache.remove()
+
+
+@pytest.mark.parametrize("wipe", ["cleared", "appended to"])
+def test_a_table_that_others_write_to_is_asked(wipe: str) -> None:
+    """``cache.table`` is the user's too: what was known of its content before holds no longer."""
+    pipe = build_pipeline("text")
+    cache = apply_every(pipe, 9)
+    kinds = watched(cache)
+
+    def write(pipe: Any, i: int, t: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        if i == 2:
+            table, options = cache.table, cache.table.options
+            if wipe == "cleared":
+                table.clear()
+            else:  # the only slot goes to another cell
+                key = torch.tensor([[10.0, 100.0, 9.0, 5000.0]])
+                table.append(key, torch.zeros(1, *options.latent_shape), torch.zeros(1, *options.feature_shape))
+        return {}
+
+    with cache.sampling():
+        draw(pipe, callback_on_step_end=write)
+    assert "".join(kind[0] for kind in kinds) == "mhhmhh"

@@ -140,8 +140,7 @@ def is_final(error: BaseException) -> bool:
 
 
 def conclude_jobs(options: argparse.Namespace, jobs: list[Any], ledger: Any) -> int:
-    """Writes the summary and says how it went; returns the exit code: 0 when all are done, and where all others failed
-    for good and torchrun would start its processes anew because of them."""
+    """Writes the summary and says how it went; returns the exit code: 0 when all are done."""
     from hash3d_cuda.jobs import Status, summarise, table_text, write_summary
 
     summary = summarise(jobs, ledger, options.out)
@@ -154,9 +153,7 @@ def conclude_jobs(options: argparse.Namespace, jobs: list[Any], ledger: Any) -> 
     if left and tells:
         print(f"hash3d: {left} of {len(jobs)} jobs are not over; the same command goes on with them", file=sys.stderr)
     failed = summary["counts"][Status.FAILED.value]
-    if failed and not left and restarts_left():
-        if tells:
-            why = "the exit code is 0, or torchrun would start all of this anew in vain"
-            print(f"hash3d: {failed} of {len(jobs)} jobs failed for good (see summary.md); {why}", file=sys.stderr)
-        return 0
+    if failed and not left and tells and restarts_left():
+        why = "torchrun will start its processes anew, which find nothing to do"
+        print(f"hash3d: {failed} of {len(jobs)} jobs failed for good (see summary.md); {why}", file=sys.stderr)
     return 0 if summary["counts"][Status.DONE.value] == len(jobs) else 1

@@ -7,8 +7,8 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hash3d_cuda.jobs.claims import create, read
 from hash3d_cuda.jobs.processes import is_alive, own_process, place
 from hash3d_cuda.torchrun import DRIVEN
 
-MARK = ".folder"  # a file in the state's folder; no job is called so
+MARK = ".folder-"  # files in the state's folder, one per driver at work; no job is called so
 RESTARTS = 3  # of a worker whose process or machine ends
 LOOK = 1.0  # seconds between two looks at workers and jobs
 UNSEEN = 10.0  # seconds that a network's file system may take to show a new file
@@ -78,11 +78,12 @@ def run_on_ray(
         ray.init(log_to_driver=True)
     try:
         count = count_workers(order, ray.cluster_resources(), say)
-        told = list(order.arguments), os.getcwd(), str(order.state), mark_of(order.state)
         task = ray.remote(max_retries=RESTARTS, num_cpus=order.cpus, num_gpus=order.gpus)(run_worker)
-        tasks = [task.remote(*told, number, count) for number in range(count)]
-        with interrupt() as asked:  # after ray.init, which sets a handler of its own
-            return watch(tasks, asked, look)
+        with marked(order.state) as mark:
+            told = list(order.arguments), os.getcwd(), str(order.state), mark
+            tasks = [task.remote(*told, number, count) for number in range(count)]
+            with interrupt() as asked:  # after ray.init, which sets a handler of its own
+                return watch(tasks, asked, look)
     finally:
         if own:
             ray.shutdown()
@@ -136,20 +137,26 @@ def outcome(task: Any) -> str:
         return f"{last[-1]} ({type(error).__name__})"
 
 
-def mark_of(state: Path) -> str:
-    """What tells the folder ``state`` from others of its name, and from copies: a new mark in the place of the one that
-    the last driver left, however that ended. Drivers at work together have one."""
-    path = state / MARK
-    last = read(path) or {}
-    if last.get("place") == place() and not is_alive(last.get("process")):
+@contextmanager
+def marked(state: Path) -> Iterator[str]:
+    """While this driver works, a file tells the folder ``state`` from others of its name, and from copies: gives its
+    mark. Files of drivers that were killed here are removed; whether one of another machine lives cannot be known."""
+    for path in state.glob(f"{MARK}*"):
+        last = read(path) or {}
+        if last.get("place") == place() and not is_alive(last.get("process")):
+            path.unlink(missing_ok=True)
+    mark = uuid.uuid4().hex
+    path = state / (MARK + mark)
+    create(path, {"place": place(), "process": own_process()})
+    try:
+        yield mark
+    finally:
         path.unlink(missing_ok=True)
-    create(path, {"mark": uuid.uuid4().hex, "place": place(), "process": own_process()})
-    return soon(lambda: seen_mark(state)) or ""
 
 
-def seen_mark(state: Path) -> str | None:
-    """The mark that this machine sees; None without one, or where it is still being written."""
-    return (read(state / MARK) or {}).get("mark")
+def sees(state: Path, mark: str) -> bool:
+    """Whether this machine sees the folder that is marked so."""
+    return (state / (MARK + mark)).exists()
 
 
 def run_worker(arguments: list[str], folder: str, state: str, mark: str, number: int, count: int) -> str:
@@ -157,14 +164,14 @@ def run_worker(arguments: list[str], folder: str, state: str, mark: str, number:
 
     Args:
         state: the folder of the claims.
-        mark: :func:`mark_of` what the driver sees there: where this machine sees something else, this worker would do
+        mark: that of :func:`marked`, as the driver made it there: where this machine sees something else, this worker would do
             all the jobs by itself, into a folder of its own.
     """
     from hash3d_cuda.cli.main import dispatch, one_line, own_warnings
 
     here = f"on {platform.node()}"
     seen = os.path.isdir(folder)
-    if not (seen and soon(lambda: seen_mark(Path(state)) == mark)):
+    if not (seen and soon(lambda: sees(Path(state), mark))):
         missing = state if seen else folder
         return f"{here}, {missing!r} is not the driver's; --out, and the folder to start in, must be on shared storage"
     before = dict(os.environ), os.getcwd()
