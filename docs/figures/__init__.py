@@ -42,7 +42,11 @@ class Passage:
 
     def written(self) -> list[str]:
         """The figures as the page should have them."""
-        forms, values = _HOLE.findall(self.text), list(self.values())
+        try:
+            forms, values = _HOLE.findall(self.text), list(self.values())
+        except (KeyError, ValueError, StopIteration) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise FigureError(f"{self.page}: no figures for {self.text!r} in the results ({problem})") from error
         if len(forms) != len(values):
             raise FigureError(f"{self.page}: {len(values)} values for {len(forms)} figures in {self.text!r}")
         return [

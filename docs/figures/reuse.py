@@ -44,6 +44,13 @@ def gates_row(option: str, cache: str) -> Passage:
     return Passage(REUSE, f"| {option} | {{:.3f}} | {{:+.2f}} | {{:.2f}}x |", lambda: [row[name] for name in names])
 
 
+def gates_prices() -> list[float]:
+    """dB that each tenth of x costs, by limit."""
+    found = load("reuse/gates.json")["summary"]["rows"]
+    limited = [pick(found, cache=cache) for _, cache in LIMITS]
+    return [row["PSNR change, dB"] / (-10 * row["x"]) for row in limited]
+
+
 def told(name: str, pattern: str) -> list[float]:
     """Figures out of an experiment's findings."""
     for finding in load(f"reuse/{name}.json")["summary"]["findings"]:
@@ -79,6 +86,11 @@ FRONTIER = (
 PASSAGES = (
     *(frontier_row(*row) for row in FRONTIER),
     *(gates_row(*row) for row in LIMITS),
+    Passage(
+        REUSE,
+        "They trade x for quality, at {:.1f} to {:.1f} dB for each tenth of x",
+        lambda: [extreme(gates_prices()) for extreme in (min, max)],
+    ),
     Passage(
         REUSE,
         "audits found a mean error of {:.3f} where {:.3f} was allowed",

@@ -164,8 +164,8 @@ def run_worker(arguments: list[str], folder: str, state: str, mark: str, number:
 
     Args:
         state: the folder of the claims.
-        mark: that of :func:`marked`, as the driver made it there: where this machine sees something else, this worker would do
-            all the jobs by itself, into a folder of its own.
+        mark: that of :func:`marked`, as the driver made it there: where this machine sees something else, this worker
+            would do all the jobs by itself, into a folder of its own.
     """
     from hash3d_cuda.cli.main import dispatch, one_line, own_warnings
 
