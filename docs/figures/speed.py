@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from docs.figures import Passage, pick, rows
 
-PAGE, REUSE, PIPELINES = (f"docs/{name}.md" for name in ("benchmarks", "reuse", "pipelines"))
+PAGE, PIPELINES = "docs/benchmarks.md", "docs/pipelines.md"
 OURS, NULL = "Ours / DeepCache", "DeepCache / DeepCache"
 
 
@@ -118,5 +118,4 @@ PASSAGES = (
         "so a hit costs {:.2f} of a full pass and not the 0.22 of 64×64",
         lambda: split("TAESD, cache", "r"),
     ),
-    Passage(REUSE, "the shipped prior's U-Net is half of it ({:.0%})", lambda: split("shipped prior, cache", SHARE)),
 )
