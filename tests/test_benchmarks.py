@@ -177,8 +177,8 @@ def test_the_gpus_benchmarks_work_on_what_they_say(load):
 
 
 def test_a_part_of_the_gpus_benchmarks_that_fails_stops_no_other(load, monkeypatch):
-    gpu = load("gpu")
-    parts = [("one", lambda: [gpu.row("a", 1.0)]), ("two", lambda: 1 / 0), ("three", lambda: [gpu.row("b", 2.0)])]
+    gpu, row = load("gpu"), load("gpu_rows").row
+    parts = [("one", lambda: [row("a", 1.0)]), ("two", lambda: 1 / 0), ("three", lambda: [row("b", 2.0)])]
     monkeypatch.setattr(gpu, "parts", lambda device: parts)
     saved = []
     result = gpu.measure("cpu", lambda so_far: saved.append(len(so_far["rows"])))

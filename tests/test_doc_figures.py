@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
-from docs.figures import ROOT, FigureError, Passage, load, update
-from docs.figures.__main__ import main, passages
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # behind an installed hash3d_cuda: the checkout's may have no engine
+figures, command = (importlib.import_module(f"docs.figures{part}") for part in ("", ".__main__"))
+FigureError, Passage, load, update = figures.FigureError, figures.Passage, figures.load, figures.update
+main, passages = command.main, command.passages
 
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 MEASURED = re.compile(r"[-+−]?\d(?:[\d.,]*\d)?(?:%|x\b|\s?(?:dB|times|ms|us|GB/s)\b)")
