@@ -100,7 +100,7 @@ def test_the_command(tmp_path, capsys):
 def test_results_quote_the_command_without_this_machines_folders():
     told = ["reproduce", "macs", "--out", "/home/me/my runs/macs", "--jobs=2"]
     assert command_line(told, Path("/home/me/my runs/macs")) == "hash3d reproduce macs --out macs --jobs=2"
-    assert command_line(["reproduce", "--out=/tmp/x"], Path("/tmp/x")) == "hash3d reproduce --out=x"
+    assert command_line(["reproduce", "--out=/home/me/x"], Path("/home/me/x")) == "hash3d reproduce --out=x"
     assert command_line(["reproduce", "--out", "a/b"], Path("a/b")) == "hash3d reproduce --out a/b"
 
 

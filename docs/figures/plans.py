@@ -19,6 +19,12 @@ def plan(command: str, *labels: str) -> list[str]:
         raise FigureError(f"benchmarks/results/plans.json has no {missing} of {command!r}") from None
 
 
+def memory(command: str) -> list[str]:
+    """MiB of an entry, entries that the budget holds, and GiB that hold every view."""
+    entry, every_view = plan(command, "memory of one entry", "memory that holds every view")
+    return [entry, slots(command), every_view]
+
+
 def slots(command: str) -> str:
     """Entries that the budget holds: "2.00 GiB, 402 entries"."""
     return load("plans.json")[command]["memory of the table"].split(", ")[1].split(" ")[0]
@@ -72,11 +78,7 @@ PASSAGES = (
         f"{SYSTEMS}/gaussiandreamer.md",
         "takes {} MiB, so 2 GiB remember the last {} of 4,800 views, and timesteps rarely come back in that time. "
         "What helps is memory ({} GiB hold every view)",
-        lambda: [
-            *plan(f"gaussian-dreamer {_KL}", "memory of one entry"),
-            slots(f"gaussian-dreamer {_KL}"),
-            *plan(f"gaussian-dreamer {_KL}", "memory that holds every view"),
-        ],
+        lambda: memory(f"gaussian-dreamer {_KL}"),
     ),
     table_row("stable-dreamfusion", "with `--steps 10000 --unet sd21`", f"{_RANGES} --steps 10000 --unet sd21"),
     table_row("stable-dreamfusion", "with `--steps 3750 --unet zero123`", f"{_RANGES} --steps 3750 --unet zero123"),
@@ -85,9 +87,7 @@ PASSAGES = (
         "an entry of Stable Diffusion takes {} MiB, so 2 GiB remember {} views, and all 10,000 would take {} GiB. "
         "An entry of Zero123 takes {} MiB",
         lambda: [
-            *plan(f"{_RANGES} --steps 10000 --unet sd21", "memory of one entry"),
-            slots(f"{_RANGES} --steps 10000 --unet sd21"),
-            *plan(f"{_RANGES} --steps 10000 --unet sd21", "memory that holds every view"),
+            *memory(f"{_RANGES} --steps 10000 --unet sd21"),
             *plan(f"{_RANGES} --steps 3750 --unet zero123", "memory of one entry"),
         ],
     ),
