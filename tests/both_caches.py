@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import torch
-from unet_shapes import build_inputs, build_unet
+from unet_shapes import SHORT, build_inputs, build_unet
 
 import hash3d_cuda as h3d
 from hash3d_cuda.hook import Hash3DCache, apply_hash3d
@@ -19,10 +19,10 @@ class Both:
     """The same U-Net twice, one cache deciding on the host, the other on the device; every call goes to both."""
 
     def __init__(
-        self, name: str = "sd15", near: dict[str, float] = SAME, shape: dict[str, Any] | None = None, **options: Any
+        self, name: str = "sd15", near: dict[str, float] = SAME, shape: dict[str, Any] = SHORT, **options: Any
     ) -> None:
         self.near = near
-        self.unets = [build_unet(name, **(shape or {})) for _ in range(2)]
+        self.unets = [build_unet(name, **shape) for _ in range(2)]
         decides = ("host", "device")
         self.caches = [
             apply_hash3d(unet, h3d.Hash3DConfig(**{**OPTIONS, **options}, decide=decide))

@@ -19,8 +19,8 @@ HALF = dict(rtol=1e-3, atol=2e-3)  # stored in half precision, a rounding error 
 @pytest.mark.parametrize("name", ["sd15", "zero123", "sdxl"])
 def test_one_view_at_a_time(name, eta):
     """Hits, misses, bypasses and answers over a random sequence; with room for few entries."""
-    both = Both(name, eta=eta, capacity=5)
-    kinds = [kind for (kind,) in walk(both, 1, 30)]
+    both = Both(name, shape={}, eta=eta, capacity=5)  # as deep as the public models
+    kinds = [kind for (kind,) in walk(both, 1, 20)]
     both.compare()
     assert set(kinds) == ({"hit", "miss"} if eta == 1.0 else {"hit", "miss", "bypass"})
 
@@ -175,7 +175,7 @@ def test_clear_remove_and_another_shape():
     larger = build_inputs(both.unets[0], rows=2, size=(16, 8))
     assert [both.call(larger, timestep=500) for _ in range(2)] == [("miss",), ("hit",)]
     both.compare()
-    bare = build_unet("sd15")(**inputs).sample
+    bare = build_unet("sd15", **SHORT)(**inputs).sample
     for cache in both.caches:
         cache.remove()
     assert torch.equal(both.unets[1](**inputs).sample, bare)
@@ -186,7 +186,7 @@ def test_clear_remove_and_another_shape():
 def test_outside_views_and_in_bypass_nothing_is_touched():
     both = Both()
     inputs = build_inputs(both.unets[0], rows=2)
-    bare = build_unet("sd15")(**inputs).sample
+    bare = build_unet("sd15", **SHORT)(**inputs).sample
     assert torch.equal(both.unets[1](**inputs).sample, bare)
     with both.device.bypass(), both.device.views(0.0, 0.0, 2.0, 500):
         assert torch.equal(both.unets[1](**inputs).sample, bare)
@@ -243,7 +243,7 @@ def test_modes_may_change_between_calls(mode):
 
 
 def test_compiled_parts():
-    both = Both(compile={"backend": "eager"}, shape=SHORT)
+    both = Both(compile={"backend": "eager"})
     walk(both, 1, 6)
     both.compare()
 

@@ -54,22 +54,37 @@ class AnchorPlan:
 
     @property
     def head(self) -> int:
-        """The first views of a run, all fresh; a step's at least."""
+        """The first views of a run, all fresh; a step's at least. What is left of the fresh ones fills whole steps."""
         wanted = min(self.pool if self.first is None else self.first, round((1 - self.reuse) * self.views))
-        return min(max(wanted, self.batch), self.views)
+        wanted = min(max(wanted, self.batch), self.views)
+        return wanted + (self.total - wanted) % self.batch
+
+    @property
+    def total(self) -> int:
+        """The fresh views of a run."""
+        return max(round((1 - self.reuse) * self.views), min(self.batch, self.views))
 
     def fresh(self, view: int) -> int:
-        """How many of the first ``view`` views are fresh."""
+        """How many of the first ``view`` views are fresh. After the head a step's are all fresh or none: a step of both
+        would run both ways through the U-Net, each with a smaller batch."""
         if view <= self.head:
             return view
-        total = max(round((1 - self.reuse) * self.views), self.head)
-        end = max(round(self.until * self.views), total)
+        start = view - view % self.batch
+        return min(self._until_step(start) + view - start, self._until_step(start + self.batch))
+
+    def _until_step(self, view: int) -> int:
+        """:meth:`fresh` where a step begins."""
+        if view <= self.head:
+            return view
+        end = max(round(self.until * self.views), self.total)
+        end += -end % self.batch
         if view >= end:
-            return total
+            return self.total
         share = (view - self.head) / (end - self.head)
-        wanted = self.head + math.floor((total - self.head) * share**self.power + 1e-9)
+        wanted = self.head + math.floor((self.total - self.head) * share**self.power + 1e-9)
         # One view uses up one anchor at most: where the curve is steeper, begin earlier, or end later.
-        return min(max(wanted, total - (end - view)), view)
+        wanted = min(max(wanted, self.total - (end - view)), view)
+        return wanted - (wanted - self.head) % self.batch
 
     def used(self, number: int) -> int:
         """The view that an anchor is fresh for; ``views`` for one that the run does not come to."""
