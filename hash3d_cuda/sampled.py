@@ -19,9 +19,11 @@ class SampledForward(CachedForward):
     """What :class:`CachedForward` does, for one item at one pose whose entry is most often still there as it came.
 
     Between a DeepCache step and this one lies what the host does besides, so the short way does nothing that such a
-    step has no use for: no key as a tensor, no latents taken apart, no query, no copy. What it decides and counts is
-    the same; ``tests/test_sampled.py`` runs both ways side by side.
+    step has no use for: no key as a tensor, no query, no copy of a feature. What it decides and counts is the same;
+    ``tests/test_sampled.py`` runs both ways side by side.
     """
+
+    _left_alone: Hashable = None  # the model's state in which the last tail did not write to the feature
 
     def step(self, call: Call, run: Sampling, state: Hashable) -> tuple[Tensor, Decision]:
         """The U-Net's output ``[rows, out_channels, H, W]`` and what became of the batch, at the step that ``run`` is
@@ -40,10 +42,20 @@ class SampledForward(CachedForward):
                 return self._parts.finish(parts, feature), _HIT
             feature = self._parts.compute(call, parts, None)
             self._keep(call, run, condition, feature)  # before the tail, which under FreeU scales it in place
-            return self._parts.finish(parts, feature), _MISS
+            writes = _count_writes(feature)
+            output = self._parts.finish(parts, feature)
+            self._left_alone = state if writes is not None and writes == _count_writes(feature) else None
+            return output, _MISS
 
-    def _keep(self, call: Call, run: Sampling, condition: Hashable, feature: Tensor) -> None:
+    def _keep(self, call: Call, run: Sampling, condition: tuple[Hashable, Hashable], feature: Tensor) -> None:
         self._dtype, self._format = feature.dtype, memory_format_of(feature)
-        latents, entries = self._latents(call.sample, (0,)), feature[None]
-        table = self._make_store(latents, entries).get(condition)
-        table.append(run.keys(call.timestep, (0,), len(call.sample)), latents, entries, self.forward)
+        latents = call.sample[:1, : self._latent_channels]
+        table = self._make_store(latents, feature[None]).get(condition)
+        if self._left_alone is condition[1] and table.hold(run.key, latents, feature):
+            return
+        table.append(run.keys(call.timestep, (0,), len(call.sample)), latents, feature[None], self.forward)
+
+
+def _count_writes(feature: Tensor) -> int | None:
+    """None where nobody counts them."""
+    return None if feature.is_inference() else feature._version

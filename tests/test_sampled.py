@@ -18,22 +18,43 @@ def run(pipe: Any, mode: str, **options: Any) -> tuple[Tensor, list[str], Any]:
     kinds = watched(cache)
     with cache.sampling():
         pictures = torch.cat([draw(pipe, seed=seed, **options) for seed in (0, 1)])
-    about = cache.state_dict()["about"]
+    state = cache.state_dict()
     cache.remove()
-    return pictures, kinds, {name: value for name, value in about.items() if name != "names"}
+    [table], about = state["tables"], {name: value for name, value in state["about"].items() if name != "names"}
+    table["counters"] = table["counters"][:2]  # the short way does not query
+    return pictures, kinds, about, {name: str(tensor.tolist()) for name, tensor in table.items()}
 
 
 @pytest.mark.parametrize("mode", ["feature", "noise"])
 @pytest.mark.parametrize("kind", ["text", "control"])
 def test_both_ways_agree(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures bit for bit; the coin, the counters and all else that a checkpoint holds."""
+    """Pictures bit for bit; the coin, the counters and all else that a checkpoint holds, the last entry included."""
     pipe = build_pipeline(kind)
     short = run(pipe, mode)
+    monkeypatch.setattr(TrackedTable, "hold", lambda *given: False)
     monkeypatch.setattr(TrackedTable, "recall", lambda *given: None)
     monkeypatch.setattr(TrackedTable, "holds_nothing_for", lambda *given: False)  # the general way: each step asks
-    pictures, kinds, about = run(pipe, mode)
-    assert torch.equal(short[0], pictures) and "hit" in kinds
-    assert short[1:] == (kinds, about)
+    pictures, *rest = run(pipe, mode)
+    assert torch.equal(short[0], pictures) and "hit" in rest[0]
+    assert [*short[1:]] == rest
+
+
+@pytest.mark.parametrize("freeu", [False, True])
+def test_only_the_last_entry_is_copied(freeu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that when somebody asks. Under FreeU the tail writes to the feature: each is copied before."""
+    pipe = build_pipeline("text")
+    if freeu:
+        pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    copied: list[Tensor] = []
+    append = TrackedTable.append
+    monkeypatch.setattr(TrackedTable, "append", lambda *given: (copied.append(given[3]), append(*given))[1])
+    cache = apply_every(pipe, 2, position=4)
+    with cache.sampling():
+        draw(pipe)
+    assert len(copied) == (3 if freeu else 1)  # of three full steps; the first shows whether the tail writes
+    stats = cache.table.stats()
+    assert (stats.appended, stats.live, stats.rejected, len(copied)) == (3, 1, 0, 3 if freeu else 2)
+    cache.remove()
 
 
 def test_a_latent_that_is_not_finite_is_computed() -> None:
