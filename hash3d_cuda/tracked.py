@@ -172,7 +172,7 @@ class TrackedTable:
         Returns:
             False, with nothing done, where the item must be appended.
         """
-        fits = self.keeps and self._table.capacity == 1 and not self._shared
+        fits = self.keeps and self.tier is None and self._table.capacity == 1 and not self._shared
         if not fits or feature.dtype is not self._table.options.feature_dtype or feature.is_inference():
             return False
         own = latents.to(torch.float32, copy=True)
