@@ -67,7 +67,7 @@ def collect(cache: Hash3DCache) -> dict[str, Any]:
         tables = {} if store is None else _portable_tables(store, cache._hooked.state)
         counts = cache._hooked.counted(wait=True)
         version, numbers, gauss = cached._coin.getstate()
-        kept = sum(table.table.stats().rejected for table in tables.values())
+        kept = sum(table.rejected for table in tables.values())
         about = {
             "format": FORMAT,
             "options": None if store is None else _options(cache.config, store),

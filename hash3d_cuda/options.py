@@ -33,7 +33,7 @@ MAX_GRIDS = 16  # the engine's kMaxGrids
 WEIGHTINGS = ("softmax", "nearest_key", "uniform")
 COUNTERS = 5
 """Next serial, rejected, queries, hits, live: int64 each."""
-REJECTED = 1  # its place among them
+APPENDED, REJECTED = 0, 1  # their places among them
 
 
 class BudgetTooSmall(ValueError):

@@ -35,8 +35,9 @@ class Parts(Protocol):
     def during(self, call: Call) -> contextlib.AbstractContextManager[Any]:
         """What surrounds the three steps of a call; its value goes to ``prepare``."""
 
-    def prepare(self, call: Call, entered: Any) -> Any:
-        """Runs what precedes the cached tensor and is needed on a hit too."""
+    def prepare(self, call: Call, entered: Any, made: dict[str, Any] | None = None) -> Any:
+        """Runs what precedes the cached tensor and is needed on a hit too. ``made`` is for what comes of conditions:
+        the same dict for calls with the same ones."""
 
     def compute(self, call: Call, state: Any, rows: Sequence[int] | None) -> Tensor:
         """Computes the tensor that is cached, for ``rows``, in that order; None: all."""
@@ -68,8 +69,11 @@ class FeatureParts:
     def during(self, call: Call) -> contextlib.AbstractContextManager[Any]:
         return self._adapter.during(call)
 
-    def prepare(self, call: Call, entered: Any) -> Any:
-        return self._head(*self._adapter.inputs(call, entered))
+    def prepare(self, call: Call, entered: Any, made: dict[str, Any] | None = None) -> Any:
+        inputs = self._adapter.inputs(call, entered)
+        if made is None or self._config.compile is not False or not self._adapter.keeps_made:
+            return self._head(*inputs)
+        return self._head(*inputs, made)
 
     def compute(self, call: Call, state: Any, rows: Sequence[int] | None) -> Tensor:
         hidden, _, conditioning = state
@@ -99,7 +103,7 @@ class NoiseParts:
     def during(self, call: Call) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def prepare(self, call: Call, entered: Any) -> None:
+    def prepare(self, call: Call, entered: Any, made: dict[str, Any] | None = None) -> None:
         return None
 
     def compute(self, call: Call, state: None, rows: Sequence[int] | None) -> Tensor:

@@ -77,17 +77,17 @@ class TableStore:
     def current(self) -> HashTable | None:
         """The table used last."""
         last = next(reversed(self._tables.values()), None)
-        return None if last is None else last.table
+        return None if last is None else last.hand_out()
 
     @property
     def tables(self) -> list[HashTable]:
         """Those of all conditions, least recently used first."""
-        return [table.table for table in self._tables.values()]
+        return [table.hand_out() for table in self._tables.values()]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tables."""
-        return sum(table.table.nbytes for table in self._tables.values())
+        return sum(table.nbytes for table in self._tables.values())
 
     def host_entries(self, options: TableOptions) -> int | None:
         """Entries that the tier behind a table of these options holds; None where there is none."""
@@ -106,7 +106,7 @@ class TableStore:
     @property
     def rejected(self) -> int:
         """Items rejected by any table, also before it was emptied."""
-        return int(self._rejected) + sum(table.table.stats().rejected for table in self._tables.values())
+        return int(self._rejected) + sum(table.rejected for table in self._tables.values())
 
     def clear(self) -> None:
         """Empties every table; ``rejected`` stays."""
@@ -133,5 +133,5 @@ class TableStore:
             return TrackedTable(table, arguments, self._copies, self._followed, freshness, self._keeps, tier)
 
     def _empty(self, table: TrackedTable) -> None:
-        self._rejected = self._rejected + table.table.count_rejected()
+        self._rejected = self._rejected + table.count_rejected()
         table.clear()

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _C, calls, operators, storage
 from .checks import STORED_DTYPES
 from .keys import PAPER_GRIDS, Grid
-from .options import COUNTERS, MATCHES, REJECTED, WEIGHTINGS, TableOptions
+from .options import APPENDED, COUNTERS, MATCHES, REJECTED, WEIGHTINGS, TableOptions
 from .results import QueryResult, TableStats
 
 
@@ -200,7 +200,12 @@ class HashTable:
 
     def _stage(self) -> tuple[int, int]:
         """Another one after anything was appended, or the table emptied. A CUDA table synchronises."""
-        return self._emptied, self._counters.tolist()[0]
+        return self._emptied, self._counters.tolist()[APPENDED]
+
+    def _pass_over(self, count: int) -> None:
+        """Uses up the next ``count`` serials, as if their items had come and gone."""
+        with self._lock:
+            self._counters[APPENDED] += count
 
     def append(self, keys: Tensor, latents: Tensor, features: Tensor, skip: Tensor | None = None) -> Tensor:
         """Stores items in order, as if one by one.

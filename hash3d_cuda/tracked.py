@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +34,15 @@ class Kept(NamedTuple):
     version: int
 
 
+class Held(NamedTuple):
+    """What :meth:`TrackedTable.append` is yet to be called with."""
+
+    key: Sequence[float]
+    latents: Tensor  # [1, ...], its own
+    feature: Tensor  # [G, ...], as in Kept
+    version: int
+
+
 class TrackedTable:
     """A :class:`HashTable` whose queries say on the host which items hit.
 
@@ -55,14 +65,18 @@ class TrackedTable:
         it: only ``table`` and ``clear`` are for use. ``freshness`` says which entries may still be served. ``keeps``:
         the last feature stays as it came, for :meth:`recall`; only where nobody but autograd's users writes to it.
         ``tier`` is the one behind ``table``."""
-        self.table = table
+        self._table = table
         self.tier = tier
         self.freshness = freshness
         same = table.options.feature_dtype is table.options.answer_dtype  # what is stored is what came
         self.keeps = keeps and same and freshness is None and table.device.type == "cpu"
         self._kept: Kept | None = None
         self._only: tuple[float, ...] | None = None  # where the one entry lies that there can be
-        self._known = (-1, -1)  # the table's stage at which these two hold: it may be written to by others
+        self._shared = False  # whether others have the table, and may write to it
+        self._known = (-1, -1)  # then, the table's stage at which these two hold
+        self._held: Held | None = None
+        self._passed = 0  # items that were held after the last append, and whose place the next took
+        self._filing = threading.RLock()
         self._cell_sizes = [float(grid.timestep) for grid in table.options.grids]
         self.appended = 0  # items so far, and so the next serial
         self._copies = copies
@@ -73,6 +87,32 @@ class TrackedTable:
             elif copies.strict:
                 expected = "None with strict=True: whether an item hits would depend on features on the GPU"
                 fail(ValueError, "min_similarity", expected, arguments["min_similarity"], "pass strict=False")
+
+    @property
+    def table(self) -> HashTable:
+        """The table, with all that was held in it."""
+        self.settle()
+        return self._table
+
+    def hand_out(self) -> HashTable:
+        """The table, for others to keep: nothing is held back from it any more."""
+        with self._filing:
+            self._shared = True
+            return self.table
+
+    @property
+    def nbytes(self) -> int:
+        """Of the table."""
+        return self._table.nbytes
+
+    @property
+    def rejected(self) -> int:
+        """Of the table's statistics. A CUDA table synchronises."""
+        return self._table.stats().rejected
+
+    def count_rejected(self) -> Tensor:
+        """The same on the device, see :meth:`HashTable.count_rejected`. What is held is finite."""
+        return self._table.count_rejected()
 
     def query(
         self, keys: Tensor, latents: Tensor, out: Tensor, forward: int = 0, sketch: Tensor | None = None
@@ -102,7 +142,7 @@ class TrackedTable:
         item's, or what holds them.
         """
         kept, self._kept = self._kept, None  # what is not found is not needed again: its memory is free for the next
-        if kept is None or kept.feature._version != kept.version or self.table._stage() != self._known:
+        if kept is None or kept.feature._version != kept.version or not self._is_as_known():
             return None
         # Rule 10: a latent that is not finite finds nothing. A sum beyond the type's range says no too, and is asked.
         if self._place(key) != kept.place or not math.isfinite(latents.sum().item()):
@@ -112,10 +152,54 @@ class TrackedTable:
 
     def holds_nothing_for(self, key: Sequence[float]) -> bool:
         """Whether one item is sure to miss, without asking: there is one entry, and it lies at another time."""
-        if self._only is None or len(self._cell_sizes) > 1 or self.table._stage() != self._known:
+        if self._only is None or len(self._cell_sizes) > 1 or not self._is_as_known():
             return False
         *pose, cell = self._place(key)
         return tuple(pose) == self._only[:3] and cell != self._only[3]
+
+    def hold(self, key: Sequence[float], latents: Tensor, feature: Tensor) -> bool:
+        """Takes one item as :meth:`append` would, without a copy of its feature: that is written to the table when
+        somebody asks for what :meth:`recall` does not tell. Where another item takes its place before that, only its
+        serial is left, as in the table: in one slot nobody was its candidate (rules 5 and 7).
+
+        Nobody may write to ``feature`` meanwhile; if somebody does, the item is lost, and a look-up misses.
+
+        Args:
+            key: as for :meth:`recall`.
+            latents: ``[1, *latent_shape]``, copied.
+            feature: ``[G, ...]``.
+
+        Returns:
+            False, with nothing done, where the item must be appended.
+        """
+        fits = self.keeps and self.tier is None and self._table.capacity == 1 and not self._shared
+        if not fits or feature.dtype is not self._table.options.feature_dtype or feature.is_inference():
+            return False
+        own = latents.to(torch.float32, copy=True)
+        if not math.isfinite((feature.sum(dtype=torch.float32) + own.sum()).item()):  # or too large to tell
+            return False
+        with self._filing:
+            self._passed += self._held is not None
+            self._held = Held(key, own, feature, feature._version)
+            self._only = self._place(key)
+            self._kept = Kept(self._only, feature, feature._version)
+            self.appended += 1
+        return True
+
+    def settle(self) -> None:
+        """Writes to the table what is held."""
+        with self._filing:
+            held, self._held = self._held, None
+            if held is None:
+                return
+            is_lost = held.feature._version != held.version
+            self._table._pass_over(self._passed + is_lost)
+            self._passed = 0
+            if is_lost:
+                self._kept = self._only = None
+                return
+            self.appended -= 1  # was counted when it came
+            self.append(torch.tensor([held.key]), held.latents, held.feature[None])
 
     def append(
         self, keys: Tensor, latents: Tensor, features: Tensor, forward: int = 0, sketch: Tensor | None = None
@@ -149,7 +233,7 @@ class TrackedTable:
         self._kept = self._only = None
         if len(serials) != 1 or serials[0] < 0:
             return
-        self._known = self.table._stage()
+        self._known = self._table._stage()
         place = self._place(keys[0].tolist())
         if self.table.capacity == 1:
             self._only = place
@@ -165,14 +249,19 @@ class TrackedTable:
         *pose, timestep = key
         return *pose, *[_cell(timestep, size) for size in self._cell_sizes]
 
+    def _is_as_known(self) -> bool:
+        """Whether nobody else wrote to the table since the last item."""
+        return not self._shared or self._table._stage() == self._known
+
     def clear(self) -> None:
         """Empties the table, and the tier behind it."""
-        self._kept = self._only = None
+        self._kept = self._only = self._held = None
+        self._passed = 0
         self.appended = 0
         if self.tier is not None:
             self.tier.clear()
             return
-        self.table.clear()
+        self._table.clear()
         if self._index is not None:
             self._index.clear()
 

@@ -18,22 +18,85 @@ def run(pipe: Any, mode: str, **options: Any) -> tuple[Tensor, list[str], Any]:
     kinds = watched(cache)
     with cache.sampling():
         pictures = torch.cat([draw(pipe, seed=seed, **options) for seed in (0, 1)])
-    about = cache.state_dict()["about"]
+    state = cache.state_dict()
     cache.remove()
-    return pictures, kinds, {name: value for name, value in about.items() if name != "names"}
+    [table], about = state["tables"], {name: value for name, value in state["about"].items() if name != "names"}
+    table["counters"] = table["counters"][:2]  # the short way does not query
+    return pictures, kinds, about, {name: str(tensor.tolist()) for name, tensor in table.items()}
+
+
+def general(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on each step asks the table."""
+    monkeypatch.setattr(TrackedTable, "hold", lambda *given: False)
+    monkeypatch.setattr(TrackedTable, "recall", lambda *given: None)
+    monkeypatch.setattr(TrackedTable, "holds_nothing_for", lambda *given: False)
 
 
 @pytest.mark.parametrize("mode", ["feature", "noise"])
-@pytest.mark.parametrize("kind", ["text", "control"])
+@pytest.mark.parametrize("kind", ["text", "control", "xl"])
 def test_both_ways_agree(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures bit for bit; the coin, the counters and all else that a checkpoint holds."""
+    """Pictures bit for bit; the coin, the counters and all else that a checkpoint holds, the last entry included."""
     pipe = build_pipeline(kind)
     short = run(pipe, mode)
-    monkeypatch.setattr(TrackedTable, "recall", lambda *given: None)
-    monkeypatch.setattr(TrackedTable, "holds_nothing_for", lambda *given: False)  # the general way: each step asks
-    pictures, kinds, about = run(pipe, mode)
-    assert torch.equal(short[0], pictures) and "hit" in kinds
-    assert short[1:] == (kinds, about)
+    general(monkeypatch)
+    pictures, *rest = run(pipe, mode)
+    assert torch.equal(short[0], pictures) and "hit" in rest[0]
+    assert [*short[1:]] == rest
+
+
+@pytest.mark.parametrize("freeu", [False, True])
+def test_only_the_last_entry_is_copied(freeu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that when somebody asks. Under FreeU the tail writes to the feature: each is copied before."""
+    pipe = build_pipeline("text")
+    if freeu:
+        pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    copied: list[Tensor] = []
+    append = TrackedTable.append
+    monkeypatch.setattr(TrackedTable, "append", lambda *given: (copied.append(given[3]), append(*given))[1])
+    cache = apply_every(pipe, 2, position=4)
+    with cache.sampling():
+        draw(pipe)
+    assert len(copied) == (3 if freeu else 1)  # of three full steps; the first shows whether the tail writes
+    stats = cache.table.stats()
+    assert (stats.appended, stats.live, stats.rejected, len(copied)) == (3, 1, 0, 3 if freeu else 2)
+    cache.remove()
+
+
+@pytest.mark.parametrize("watched_over", [False, True])
+def test_added_conditions_are_embedded_once_a_run(watched_over: bool) -> None:
+    """Not so where a hook wants to see it happen."""
+    pipe = build_pipeline("xl")
+    cache, calls = apply_every(pipe, 3), []
+    embed = pipe.unet.get_aug_embed
+    pipe.unet.get_aug_embed = lambda **given: (calls.append(given), embed(**given))[1]
+    if watched_over:
+        pipe.unet.add_embedding.linear_1.register_forward_hook(lambda *given: None)
+    with cache.sampling():
+        for seed in (0, 1):
+            draw(pipe, seed=seed)
+    assert len(calls) == (12 if watched_over else 2) and cache.stats().hits == 8
+    cache.remove()
+
+
+def test_what_was_embedded_before_the_table_was_cleared_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who writes to weights where nobody sees it clears the cache."""
+
+    def write(pipe: Any, i: int, t: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        if i == 1:
+            pipe.unet.add_embedding.linear_1.weight.data.mul_(3)
+            caches[-1].clear()
+        return {}
+
+    caches, drawn = [], []
+    for way in ("short", "general"):
+        pipe = build_pipeline("xl")
+        caches.append(apply_every(pipe, 6))
+        if way == "general":
+            general(monkeypatch)
+        with caches[-1].sampling():
+            drawn.append(draw(pipe, callback_on_step_end=write))
+        assert caches[-1].stats().misses == 2
+    assert torch.equal(*drawn)
 
 
 def test_a_latent_that_is_not_finite_is_computed() -> None:

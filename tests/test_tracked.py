@@ -176,3 +176,52 @@ def test_what_is_recalled_is_what_a_query_copies(steps: Any, queue: int, capacit
         if found is not None:
             hit, copied = asked(table, at(step), latent(-place))
             assert hit and torch.equal(found, copied)
+
+
+WAYS = st.sampled_from(["step", "step", "step", "rejected", "query", "state", "clear", "handed out"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), WAYS), max_size=12))
+def test_what_is_held_is_as_if_appended(steps: Any) -> None:
+    """Whoever asks sees the same table, its statistics included, and the same serials come next."""
+    held, plain = tracked(), tracked()
+    handed_out = False
+    for place, (step, way) in enumerate(steps):
+        if way in ("step", "rejected"):
+            given = feature(place) if way == "step" else feature(place) * math.nan
+            takes = held.hold(key(at(step)), latent(place), given[0])
+            assert takes is (way == "step" and not handed_out)
+            for table in (plain,) if takes else (plain, held):
+                table.append(at(step), latent(place), given)
+            known = [table.recall(key(at(step + 1)), latent()) for table in (held, plain)]
+            assert [found is None for found in known] in ([True] * 2, [False] * 2)
+            assert held.holds_nothing_for(key(at(step + 4))) == plain.holds_nothing_for(key(at(step + 4)))
+        elif way == "query":
+            answers = [asked(table, at(step), latent(place)) for table in (held, plain)]
+            assert answers[0][0] == answers[1][0] and torch.equal(answers[0][1], answers[1][1])
+        elif way == "clear":
+            held.clear()
+            plain.clear()
+        elif way == "handed out":
+            handed_out = True
+            assert held.hand_out().stats() == plain.hand_out().stats()
+        else:
+            torch.testing.assert_close(held.state_dict(), plain.state_dict(), rtol=0, atol=0, equal_nan=True)
+        assert (held.appended, held.rejected) == (plain.appended, plain.rejected)
+    assert held.table.stats() == plain.table.stats()
+
+
+@pytest.mark.parametrize("options", [{"capacity": 2}, {"keeps": False}, {"feature_dtype": torch.float16}])
+def test_what_cannot_be_held(options: dict[str, Any]) -> None:
+    table = tracked(**options)
+    assert not table.hold(key(at(0)), latent(), feature()[0]) and table.appended == 0
+
+
+def test_what_was_written_to_before_it_came_to_the_table_is_lost() -> None:
+    """Never served as if it were the item."""
+    table, given = tracked(), feature()
+    assert table.hold(key(at(0)), latent(), given[0])
+    given.mul_(2)
+    assert table.recall(key(at(1)), latent()) is None and asked(table, at(1), latent())[0] is False
+    assert table.table.append(at(4), latent(), feature()).tolist() == [1], "its serial is used up"

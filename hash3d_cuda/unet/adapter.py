@@ -124,6 +124,12 @@ class Adapter(ABC):
         """The arguments of ``head``: the call."""
         return (call,)
 
+    @property
+    def keeps_made(self) -> bool:
+        """Whether ``head`` takes, after its inputs, a dict of what it made of conditions that do not change in a run:
+        empty at the first step, to be filled."""
+        return False
+
     def run(self, call: Call) -> Tensor:
         """The model's own forward."""
         return output_tensor(self.forward(self.model, **without_return_dict(call)))

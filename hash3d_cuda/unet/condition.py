@@ -30,7 +30,15 @@ class ConditionAdapter(Adapter):
         return count_positions(self.model)
 
     def split(self, position: int) -> SplitUNet:
+        own = (getattr(self.model, name, None) for name in ("class_embedding", "add_embedding"))
+        self._embeddings = [module for embedding in own if embedding is not None for module in embedding.modules()]
         return SplitUNet(self.model, position)
+
+    @property
+    def keeps_made(self) -> bool:
+        """Where it saves something, and nobody's hooks wait for it to be made at each step."""
+        modules = self._embeddings
+        return bool(modules) and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
     @property
     def forward(self) -> Callable[..., Any]:

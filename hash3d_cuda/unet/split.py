@@ -19,6 +19,9 @@ from .layout import BlockPart, count_positions, cut
 MODEL_FORWARD = UNet2DConditionModel.forward  # what this module restates, as diffusers wrote it
 
 
+Made = dict[str, Any]  # "class": the embedding of class labels; "added": what ``get_aug_embed`` returned
+
+
 class Residuals(NamedTuple):
     """What a ControlNet or T2I-Adapter adds, for ``R`` rows."""
 
@@ -77,8 +80,12 @@ class SplitUNet:
         cross_attention_kwargs: dict[str, Any] | None = None,
         added_cond_kwargs: dict[str, Any] | None = None,
         residuals: Residuals = NO_RESIDUALS,
+        made: Made | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], Conditioning]:
         """Embeddings, conv_in and the down modules that make skips 0..k-1.
+
+        ``made`` is what came of class labels and added conditions at an earlier step with the very same ones and the
+        same weights; what is not in it yet is put there.
 
         Returns:
             The running sample (for ``deep``), the ``k`` skips (for ``tail``), and what both are given besides.
@@ -92,7 +99,10 @@ class SplitUNet:
         encoder_attention_mask = _mask_bias(encoder_attention_mask, sample)
         if unet.config.center_input_sample:
             sample = 2 * sample - 1.0
-        emb, hint = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs)
+        made = {} if made is None else made
+        if "class" not in made:
+            made["class"] = unet.get_class_embed(sample=sample, class_labels=class_labels)
+        emb, hint = self._embed(sample, timestep, encoder_hidden_states, timestep_cond, added_cond_kwargs, made)
         if hint is not None:
             sample = torch.cat([sample, hint], dim=1)
         encoder_hidden_states = unet.process_encoder_hidden_states(
@@ -141,21 +151,22 @@ class SplitUNet:
         sample: Tensor,
         timestep: Tensor | float | int,
         encoder_hidden_states: Tensor | None,
-        class_labels: Tensor | None,
         timestep_cond: Tensor | None,
         added_cond_kwargs: dict[str, Any] | None,
+        made: Made,
     ) -> tuple[Tensor, Tensor | None]:
         """The embedding ``[R, D]`` of time, class and added conditions, and an image hint if the model takes one."""
         unet = self.unet
         emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep), timestep_cond)
-        class_emb = unet.get_class_embed(sample=sample, class_labels=class_labels)
+        class_emb = made["class"]
         if class_emb is not None:
             concat = unet.config.class_embeddings_concat
             emb = torch.cat([emb, class_emb], dim=-1) if concat else emb + class_emb
-        added = unet.get_aug_embed(
-            emb=emb, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added_cond_kwargs
-        )
-        hint = None
+        if "added" not in made:  # of the embedding so far only the dtype matters
+            made["added"] = unet.get_aug_embed(
+                emb=emb, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added_cond_kwargs
+            )
+        added, hint = made["added"], None
         if unet.config.addition_embed_type == "image_hint":
             added, hint = added
         emb = emb if added is None else emb + added
