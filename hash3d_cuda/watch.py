@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import _C
 
-_WORDS = 8  # of what a tensor is, that are looked at: a cache line
-_WORD = ctypes.sizeof(ctypes.c_uint64)
+_WORDS = 8  # of a cache line
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
 _requires_grad = attrgetter("requires_grad")
-_version = attrgetter("_version")
 
 
 class ModelWatch:
@@ -50,10 +49,8 @@ class ModelWatch:
 
     def state(self) -> tuple[int, int]:
         """Equal at two moments only if nothing that can be seen was changed in between."""
-        if self._path is not None:  # asking torch for each would take longer than all else together
-            return self._generation, _C.sum_counters(self._counted, *self._path)
         with torch._C.DisableTorchFunction():
-            return self._generation, sum(map(_version, self._counted))
+            return self._generation, _C.sum_attributes(self._counted, "_version", *self._lines.buffer_info())
 
     def wants_gradients(self) -> bool:
         """Whether some weight requires a gradient."""
@@ -76,68 +73,27 @@ class ModelWatch:
         self._weights = [None if value.is_meta else value for value in self._tensors]
         counted = (value for value in self._weights if value is not None and not value.is_inference())
         self._counted = sorted(counted, key=id)
-        self._path = _path_to(self._counted)
-
-
-class CounterPath(NamedTuple):
-    """How to get from a tensor to its counter of writes, in bytes: ``object`` from the Python object to where it has
-    the address of what the tensor is in C++, ``tensor`` from there to where that has the counter's, and ``counter``
-    from there to its 32 bits."""
-
-    object: int
-    tensor: int
-    counter: int
+        starts = [tensor._cdata for tensor in self._counted]
+        place = _counters_place()
+        self._lines = array("Q", starts if place is None else [*starts, *(_words(start)[place] for start in starts)])
 
 
 def _are_same(some: list[Any], others: list[Any]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
-def _words(address: int, count: int = _WORDS) -> list[int]:
-    return list((ctypes.c_uint64 * count).from_address(address))
-
-
-def _path_to(tensors: list[Tensor]) -> CounterPath | None:
-    """The path to the counters of all these, if it leads to each."""
-    path = _find_path()
-    if path is None or not all(_words(id(tensor) + path.object, 1) == [tensor._cdata] for tensor in tensors):
-        return None
-    found = (_C.sum_counters([tensor], *path) == tensor._version for tensor in tensors)
-    return path if all(found) else None
+def _words(address: int) -> list[int]:
+    return list((ctypes.c_uint64 * _WORDS).from_address(address))
 
 
 @functools.cache
-def _find_path() -> CounterPath | None:
-    """The path in this torch; None where that cannot be told. Found by trial, not known from torch: the word of the
-    object that is the tensor's address; the word of the tensor that it has in common with an alias that counts with
-    it, and not with one that counts for itself; and the number there that follows the writes."""
+def _counters_place() -> int | None:
+    """Which of the first words of what a tensor is in C++ holds the address of its counter of writes; None where that
+    cannot be told. Found by trial, not known from torch: the word that a tensor has in common with an alias that counts
+    with it, and not with one that counts for itself. For hints of what will be read alone; nothing is read there."""
     with torch.inference_mode(False):
         own = torch.zeros(1, device="cpu")
         counting, apart = own.detach(), own.data
-        mine = _words(own._cdata)
-        objects = [place for place, word in enumerate(_words(id(own), _object_words())) if word == own._cdata]
-        others = zip(mine, _words(counting._cdata), _words(apart._cdata), strict=True)
-        tensors = [place for place, (word, alike, other) in enumerate(others) if word == alike != other]
-        if len(objects) != 1 or len(tensors) != 1 or not _may_be_address(mine[tensors[0]]):
-            return None
-        seen = [_halves(mine[tensors[0]])]
-        for _ in range(2):
-            own.add_(1)
-            seen.append(_halves(mine[tensors[0]]))
-    counters = [place for place, numbers in enumerate(zip(*seen, strict=True)) if numbers == (0, 1, 2)]
-    if len(counters) != 1:
-        return None
-    return CounterPath(objects[0] * _WORD, tensors[0] * _WORD, counters[0] * _WORD // 2)
-
-
-def _object_words() -> int:
-    return Tensor.__basicsize__ // _WORD
-
-
-def _may_be_address(word: int) -> bool:
-    return word > 2**16 and word % _WORD == 0
-
-
-def _halves(address: int) -> list[int]:
-    """The first 32-bit numbers of what a counter is in C++: no more than the smallest that it can be."""
-    return list((ctypes.c_uint32 * 6).from_address(address))
+    words = zip(*(_words(tensor._cdata) for tensor in (own, counting, apart)), strict=True)
+    places = [place for place, (mine, alike, other) in enumerate(words) if mine == alike != other]
+    return places[0] if len(places) == 1 else None

@@ -194,7 +194,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("are_items_of", &hash3d_python::are_items_of);
   m.def("sizes_of", &hash3d_python::sizes_of);
   m.def("are_sizes_of", &hash3d_python::are_sizes_of);
-  m.def("sum_counters", &hash3d_python::sum_counters);
+  m.def("sum_attributes", &hash3d_python::sum_attributes);
   m.def("use_simd", &hash3d::use_simd);
   m.def("supports", [](const std::string& type) {
     if (type == "cpu") return hash3d::supports(hash3d::DeviceType::kCpu);

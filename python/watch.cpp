@@ -1,8 +1,5 @@
 #include "watch.h"
 
-#include <cstring>
-#include <vector>
-
 namespace py = pybind11;
 
 namespace hash3d_python {
@@ -17,13 +14,6 @@ void fetch_line(std::uintptr_t address) {
 #else
   (void)address;
 #endif
-}
-
-template <typename Value>
-Value read_at(std::uintptr_t address) {
-  Value value;
-  std::memcpy(&value, reinterpret_cast<const void*>(address), sizeof value);
-  return value;
 }
 
 void fetch_objects(const py::list& objects) {
@@ -97,17 +87,17 @@ bool are_sizes_of(const py::list& dicts, const py::list& sizes) {
   return true;
 }
 
-int64_t sum_counters(const py::list& objects, int64_t first, int64_t second, int64_t third) {
-  std::vector<std::uintptr_t> places;
-  places.reserve(objects.size());
-  for (const py::handle object : objects) places.push_back(reinterpret_cast<std::uintptr_t>(object.ptr()) + first);
-  for (const int64_t next : {second, third}) {
-    for (const std::uintptr_t place : places) fetch_line(place);
-    for (std::uintptr_t& place : places) place = read_at<std::uintptr_t>(place) + next;
-  }
-  for (const std::uintptr_t place : places) fetch_line(place);
+int64_t sum_attributes(const py::list& objects, const py::str& name, std::uintptr_t addresses, int64_t count) {
+  fetch_objects(objects);
+  for (int64_t place = 0; place < count; ++place) fetch_line(reinterpret_cast<const std::uintptr_t*>(addresses)[place]);
   int64_t sum = 0;
-  for (const std::uintptr_t place : places) sum += read_at<uint32_t>(place);
+  for (py::ssize_t place = 0; place < static_cast<py::ssize_t>(objects.size()); ++place) {
+    PyObject* value = PyObject_GetAttr(PyList_GET_ITEM(objects.ptr(), place), name.ptr());
+    if (value == nullptr) throw py::error_already_set();
+    sum += PyLong_AsLongLong(value);
+    Py_DECREF(value);
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  }
   return sum;
 }
 

@@ -22,8 +22,9 @@ pybind11::list sizes_of(const pybind11::list& dicts);
 // Whether `sizes_of(dicts)` would be `sizes`.
 bool are_sizes_of(const pybind11::list& dicts, const pybind11::list& sizes);
 
-// The sum of one counter of each object, 32 bits wide: at `object + first` lies an address, at that + `second` another,
-// and at that + `third` the counter. All are bytes; whoever calls answers for it that memory lies so.
-int64_t sum_counters(const pybind11::list& objects, int64_t first, int64_t second, int64_t third);
+// The sum of an integer attribute of all objects. `addresses` points to `count` places that reading it will lead to,
+// as far as they are known; none is read here, so one that is no longer valid does no harm.
+int64_t sum_attributes(const pybind11::list& objects, const pybind11::str& name, std::uintptr_t addresses,
+                       int64_t count);
 
 }  // namespace hash3d_python

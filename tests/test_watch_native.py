@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+from array import array
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,17 +63,18 @@ def test_equal_is_not_the_same() -> None:
     assert not _C.are_items_of([members], items)
 
 
-@given(st.lists(st.integers(0, 5), max_size=8))
-def test_counters(writes: list[int]) -> None:
-    """Three addresses on, as in a tensor: object, tensor, counter."""
-    counters = [(ctypes.c_uint32 * 4)(7, 7, 2**32 - 1 - count, 7) for count in writes]
-    tensors = [(ctypes.c_uint64 * 2)(7, ctypes.addressof(counter)) for counter in counters]
-    objects = [ctypes.c_uint64(ctypes.addressof(tensor)) for tensor in tensors]
-    first = {ctypes.addressof(number) - id(number) for number in objects} or {0}  # within themselves
-    assert _C.sum_counters(objects, first.pop(), 8, 8) == len(writes) * (2**32 - 1) - sum(writes) and not first
+@given(st.lists(st.integers(-(2**40), 2**40), max_size=20), st.integers(0, 3))
+def test_sums(numbers: list[int], unknown: int) -> None:
+    """Addresses are only asked for, wherever they point."""
+    objects, addresses = [SimpleNamespace(count=number) for number in numbers], array("Q", [0, 64, 2**63][:unknown])
+    assert _C.sum_attributes(objects, "count", *addresses.buffer_info()) == sum(numbers)
 
 
 def test_what_is_no_dictionary_or_has_no_number() -> None:
     for function in (_C.items_of, _C.sizes_of, lambda dicts: _C.are_items_of(dicts, []), _C.items_of):
         with pytest.raises(TypeError, match="a list of dictionaries"):
             function([{}, 3])
+    with pytest.raises(AttributeError, match="count"):
+        _C.sum_attributes([SimpleNamespace()], "count", 0, 0)
+    with pytest.raises(TypeError):
+        _C.sum_attributes([SimpleNamespace(count="one")], "count", 0, 0)
