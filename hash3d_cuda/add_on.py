@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import fail
+from .checks import DTYPE_NAMES, check_choice, fail
 from .config import Hash3DConfig
 from .fingerprint import Same
 from .hook import apply_hash3d
@@ -187,8 +187,8 @@ class _Hook:
 
 def make_config(options: Mapping[str, Any], **defaults: Any) -> Hash3DConfig:
     """:class:`hash3d_cuda.Hash3DConfig` of a system's ``defaults``, and of ``options`` in their place. Mappings and
-    sequences of configuration files (OmegaConf's) are taken; ``grids`` may also be a name or a text, as for
-    ``hash3d plan --grids``.
+    sequences of configuration files (OmegaConf's) are taken; ``grids`` may also be a name or a text, and
+    ``feature_dtype`` a name, as for ``hash3d plan``.
 
     Raises:
         TypeError, ValueError: an option is unknown, or as ``Hash3DConfig``.
@@ -203,6 +203,8 @@ def make_config(options: Mapping[str, Any], **defaults: Any) -> Hash3DConfig:
         from .sds.settings import parse_grids
 
         given["grids"] = parse_grids(given["grids"])
+    if isinstance(given.get("feature_dtype"), str):
+        given["feature_dtype"] = DTYPE_NAMES[check_choice("feature_dtype", given["feature_dtype"], tuple(DTYPE_NAMES))]
     if "memory_budget" in given:
         defaults.pop("capacity", None)
     return Hash3DConfig(**{**defaults, **given})

@@ -254,5 +254,12 @@ class Hash3DCache:
         """
         self._hooked.remove()
 
+    def __repr__(self) -> str:
+        config = self.config
+        place = f"at position {config.position}" if config.mode == "feature" else "of the output"
+        reused = f"eta {self.eta:g}" if config.interval is None else f"every {config.interval} steps"
+        counts = ", ".join(f"{count} {name}" for name, count in self.served().items())  # a GPU is not waited for
+        return f"Hash3DCache({place}, {reused}: {counts})"
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Hash3DCache cannot be copied or pickled; apply_hash3d puts a new one under a copied U-Net")

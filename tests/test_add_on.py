@@ -127,6 +127,9 @@ def test_configurations():
     made = make_config({"eta": 0.5, "grids": [[30, 30, 1, 100]]}, eta=0.1, groups=4)
     assert (made.eta, made.groups, made.grids) == (0.5, 4, (h3d.Grid(30, 30, 1, 100),))
     assert make_config({"grids": "pose"}).grids == POSE_GRIDS
+    assert make_config({"feature_dtype": "int8"}).feature_dtype is torch.int8
+    with pytest.raises(ValueError, match=r"feature_dtype.*'float32'.*'float8'"):
+        make_config({"feature_dtype": "float8"})
     assert make_config({"memory_budget": "1MiB"}, capacity=4).capacity is None
     with pytest.raises(TypeError, match=r"etta: expected an option of Hash3DConfig: eta, .*check its name"):
         make_config({"etta": 0.5})

@@ -38,6 +38,24 @@ def test_remove_leaves_no_trace(unet: UNet2DConditionModel, inputs: dict[str, An
         assert cache.stats().hits == 1 and cache.table is None
 
 
+def test_a_handle_says_what_it_is(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> None:
+    cache = apply(unet, eta=0.5, position=3)
+    with cache.views(**HERE):
+        unet(**inputs)
+    served = cache.served()
+    assert sum(served.values()) == 1
+    counts = f"{served['hits']} hits, {served['misses']} misses, {served['bypasses']} bypasses"
+    assert str(cache) == repr(cache) == f"Hash3DCache(at position 3, eta 0.5: {counts})"
+    cache.remove()
+    assert repr(cache) == f"Hash3DCache(at position 3, eta 0.5: {counts})"
+    noise = apply(unet, mode="noise")
+    assert "of the output, eta 1:" in repr(noise)
+    noise.remove()
+    every = apply_hash3d(unet, Hash3DConfig.every(4, position=2))
+    assert "at position 2, every 4 steps: 0 hits" in repr(every)
+    every.remove()
+
+
 def test_twice_applied(unet: UNet2DConditionModel) -> None:
     cache = apply(unet)
     with pytest.raises(ValueError, match=r"without a cache.*remove\(\)"):

@@ -83,3 +83,11 @@ def test_the_home_page_is_the_readme(site):
     home = (site / "index.html").read_text(encoding="utf-8")
     (title,) = re.findall(r"^# (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)[:1]
     assert f">{title}<" in home and "All pages" in home and "pictures/objects.png" in home
+
+
+def test_the_page_for_wrong_addresses_leads_home(site):
+    """A server answers with it under any address, so its links begin at the server's root."""
+    page = (site / "404.html").read_text(encoding="utf-8")
+    assert "There is no such page" in page and '<a href="/index.html">' in page
+    loaded = [unescape(link) for kind, link in LINKS.findall(page) if kind not in TEXT]
+    assert loaded and all(link.startswith("/") and (site / link[1:]).is_file() for link in loaded), loaded

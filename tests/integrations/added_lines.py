@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from foreign_code import ROOT
 
 ATTACH = "        hash3d_dreamgaussian.attach(self, eta=0.5)"
 REFINE = "        hash3d_dreamgaussian.attach_refine(self)"
@@ -41,3 +44,15 @@ def insert(text: str, wanted: dict[str, list[str]], name: str) -> str:
         place = lines.index(anchor) + 1
         lines[place:place] = added
     return "\n".join(lines)
+
+
+def adapters_lines(script: str) -> dict[str, str]:
+    """What docs/adapters.md has under the name of ``script``: pieces of its text, and what takes their places."""
+    page = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+    after = page[page.index(f"`{script}`") :]
+    block = re.search(r"^```text\n(.*?)^```", after, flags=re.MULTILINE | re.DOTALL)[1]
+    changed = {}
+    for part in block.rstrip("\n").split("\n\n"):
+        how, anchor, lines = re.fullmatch(r'(after|instead of) "(.*)":\n(.*)', part, flags=re.DOTALL).groups()
+        changed[f"{anchor}\n"] = (f"{anchor}\n" if how == "after" else "") + f"{lines}\n"
+    return changed

@@ -20,17 +20,11 @@ SCHEDULE: dict[str, Any] = dict(
 
 def write_stable_diffusion(name: str) -> None:
     """A pipeline with U-Net (12 positions), VAE (8 pixels a latent), tokenizer and text encoder."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import StableDiffusionPipeline
 
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=WIDTH,
-        vocab_size=600, bos_token_id=512, eos_token_id=513, pad_token_id=513,
-    )  # fmt: skip
     StableDiffusionPipeline(
-        vae=_vae(), text_encoder=CLIPTextModel(config), tokenizer=_tokenizer(Path(name)), unet=_unet(4),
-        scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        **_text(Path(name)), vae=_vae(), unet=_unet(4), scheduler=_scheduler(), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(name)  # fmt: skip
 
 
@@ -42,19 +36,59 @@ def write_dreamgaussian_zero123() -> None:
 
 def write_zero123(name: str, module: Any) -> None:
     """Of the pipeline class that a system brings in ``module``."""
-    from diffusers import DDIMScheduler
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=WIDTH,
-        image_size=32, patch_size=16,
-    )  # fmt: skip
     module.Zero123Pipeline(
-        vae=_vae(), image_encoder=CLIPVisionModelWithProjection(config), unet=_unet(8),
-        scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None, feature_extractor=_image_processor(),
+        vae=_vae(), image_encoder=_picture_encoder("CLIPVisionModelWithProjection", WIDTH), unet=_unet(8),
+        scheduler=_scheduler(), safety_checker=None, feature_extractor=_image_processor(),
         clip_camera_projection=module.CLIPCameraProjection(WIDTH), requires_safety_checker=False,
     ).save_pretrained(name)  # fmt: skip
+
+
+def write_multi_view_pipelines() -> None:
+    """What the two scripts of mvdream_diffusers load: MVDream, and ImageDream with a picture encoder."""
+    module, unet = importlib.import_module("pipeline_mvdream"), importlib.import_module("mv_unet").MultiViewUNetModel
+    options: dict[str, Any] = dict(
+        image_size=32, in_channels=4, out_channels=4, model_channels=32, channel_mult=[1, 1], num_res_blocks=2,
+        attention_resolutions=[2], num_head_channels=16, context_dim=WIDTH, camera_dim=16,
+    )  # fmt: skip
+    for name, ip_dim in (("mvdream-sd2.1-diffusers", 0), ("imagedream-ipmv-diffusers", 16)):
+        folder = Path("ashawkey") / name
+        pipe = module.MVDreamPipeline(
+            **_text(folder), vae=_vae(), unet=unet(**options, ip_dim=ip_dim), scheduler=_scheduler(),
+            feature_extractor=_image_processor() if ip_dim else None,
+            image_encoder=_picture_encoder("CLIPVisionModel", 1280) if ip_dim else None,
+        )  # fmt: skip
+        pipe.unet.register_to_config(**options, ip_dim=ip_dim)
+        for weight in pipe.unet.parameters():  # its last layer starts as zeros
+            torch.nn.init.normal_(weight, std=0.05)
+        pipe.save_pretrained(folder)
+
+
+def _text(folder: Path) -> dict[str, Any]:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=WIDTH,
+        vocab_size=600, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+    )  # fmt: skip
+    return {"text_encoder": CLIPTextModel(config), "tokenizer": _tokenizer(folder)}
+
+
+def _picture_encoder(kind: str, width: int) -> Any:
+    import transformers
+
+    config = transformers.CLIPVisionConfig(
+        hidden_size=width, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=width,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    return getattr(transformers, kind)(config)
+
+
+def _scheduler() -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(**SCHEDULE)
 
 
 def _unet(channels: int) -> Any:

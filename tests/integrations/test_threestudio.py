@@ -275,7 +275,8 @@ def test_switched_off_it_is_the_plain_guidance(source, prompt):
     [
         ({"etta": 0.5}, "etta"),
         ({"groups": 4}, "the guidance tells it"),
-        ({"eta": 2.0}, "eta"),
+        ({"interval": 5}, "'interval'; leave it out: it is for pipelines"),
+        ({"eta": 2.0}, r"^system\.guidance\.hash3d\.eta: "),
         ({"grids": [10, 10]}, "grids"),
         ({"grids": [[10, 10, 0.1]], "feature_dtype": "float8"}, "feature_dtype"),
         ({"decide": "device"}, "decide"),
@@ -288,12 +289,13 @@ def test_wrong_options_are_named_before_anything_is_loaded(source, options, told
         source.make("sd", options)
 
 
-def test_grids_and_dtype_from_a_configuration(source, prompt):
-    told = {"grids": [[30, 30, 0.2, 1000]], "feature_dtype": "float16", "queue_length": 1, "capacity": 8}
+@pytest.mark.parametrize(("name", "dtype"), [("float16", torch.float16), ("int8", torch.int8)])
+def test_grids_and_dtype_from_a_configuration(source, prompt, name, dtype):
+    told = {"grids": [[30, 30, 0.2, 1000]], "feature_dtype": name, "queue_length": 1, "capacity": 8}
     cached = source.make("sd", told)
     ask(cached, "sd", make_batch(1), prompt)
     options = cached.hash3d.cache.table.options
-    assert options.grids[0].timestep == 1000 and options.feature_dtype is torch.float16
+    assert options.grids[0].timestep == 1000 and options.feature_dtype is dtype
 
 
 def test_no_warning_is_given(source, prompt):

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
-import torch
-
 import hash3d_cuda as h3d
+from hash3d_cuda.checks import DTYPE_NAMES
 
-# Known from the guidance, so not asked for.
-_OURS = {"groups", "rows"}
-_TAKEN = {item.name for item in fields(h3d.Hash3DConfig)} - _OURS
+_PATH = "system.guidance.hash3d"
+# Not asked for, and why.
+_NOT = {
+    "groups": "leave it out: the guidance tells it",
+    "rows": "leave it out: the guidance tells it",
+    "interval": "leave it out: it is for pipelines, whose steps follow each other",
+    "process_group": "leave it out: a configuration cannot name one",
+}
+_TAKEN = {item.name for item in fields(h3d.Hash3DConfig)} - set(_NOT)
 
 
 @dataclass
@@ -51,8 +56,7 @@ def parse(given: Any) -> Options:
     for name in plain:
         if name not in own | _TAKEN:
             expected = f"one of {', '.join(sorted(own | _TAKEN))}"
-            remedy = "the guidance tells it" if name in _OURS else "correct the name"
-            _fail(ValueError, expected, name, remedy)
+            _fail(ValueError, expected, name, _NOT.get(name, "correct the name"))
     options = Options(**{name: plain.pop(name) for name in own & set(plain)})
     for name in ("enabled", "host_timesteps", "repair_perp_neg", "checkpoint"):
         if not isinstance(getattr(options, name), bool):
@@ -62,17 +66,19 @@ def parse(given: Any) -> Options:
     if plain.get("decide", "host") != "host":
         _fail(ValueError, '"host"', plain["decide"], "leave it out: directions are told apart on the host", "decide")
     options.cache = _typed(plain)
-    h3d.Hash3DConfig(**options.cache)
+    try:
+        h3d.Hash3DConfig(**options.cache)
+    except (TypeError, ValueError) as error:  # which begins with the option's name
+        raise type(error)(f"{_PATH}.{error}") from None
     return options
 
 
 def _typed(plain: dict[str, Any]) -> dict[str, Any]:
     """Grids and a dtype from what YAML can say."""
     if isinstance(plain.get("feature_dtype"), str):
-        kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        if plain["feature_dtype"] not in kinds:
-            _fail(ValueError, f"one of {', '.join(kinds)}", plain["feature_dtype"], "choose one", "feature_dtype")
-        plain["feature_dtype"] = kinds[plain["feature_dtype"]]
+        if plain["feature_dtype"] not in DTYPE_NAMES:
+            _fail(ValueError, f"one of {', '.join(DTYPE_NAMES)}", plain["feature_dtype"], "choose one", "feature_dtype")
+        plain["feature_dtype"] = DTYPE_NAMES[plain["feature_dtype"]]
     if "grids" in plain:
         try:
             plain["grids"] = tuple(h3d.Grid(*sizes) for sizes in plain["grids"])
@@ -92,5 +98,5 @@ def _plain(value: Any) -> Any:
 
 
 def _fail(kind: type[Exception], expected: str, got: Any, remedy: str, name: str = "") -> NoReturn:
-    path = "system.guidance.hash3d" + (f".{name}" if name else "")
+    path = _PATH + (f".{name}" if name else "")
     raise kind(f"{path}: expected {expected}, got {got!r}; {remedy}")
