@@ -20,9 +20,9 @@ class SampledForward(CachedForward):
     """What :class:`CachedForward` does, for one item at one pose whose entry is most often still there as it came.
 
     Between a DeepCache step and this one lies what the host does besides, so the short way does nothing that such a
-    step has no use for: no key as a tensor, no query, no copy of a feature; and what comes of class labels and added
-    conditions is made once a run. What it decides and counts is the same; ``tests/test_sampled.py`` runs both ways side
-    by side.
+    step has no use for: no key as a tensor, no query, no copy of a feature; and what comes of class labels and
+    added conditions is made once as long as the short way is gone. What it decides and counts is the same;
+    ``tests/test_sampled.py`` runs both ways side by side.
     """
 
     _left_alone: Hashable = None  # the model's state in which the last tail did not write to the feature
@@ -53,7 +53,7 @@ class SampledForward(CachedForward):
             return output, _MISS
 
     def forget_shapes(self) -> None:
-        self._run = None, None
+        self._run, self._made, self._left_alone = (None, None), {}, None
         super().forget_shapes()
 
     def _made_in(self, run: Hashable, state: Hashable) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class TrackedTable:
         somebody asks for what :meth:`recall` does not tell. Where another item takes its place before that, only its
         serial is left, as in the table: in one slot nobody was its candidate (rules 5 and 7).
 
-        Nobody may write to ``feature`` meanwhile; if somebody does, the item is lost, and a look-up misses.
+        Nobody may write to ``feature`` meanwhile; if somebody does, the item is rejected, and a look-up misses.
 
         Args:
             key: as for :meth:`recall`.
@@ -172,13 +172,15 @@ class TrackedTable:
         Returns:
             False, with nothing done, where the item must be appended.
         """
-        fits = self.keeps and self.tier is None and self._table.capacity == 1 and not self._shared
+        fits = self.keeps and self.tier is None and self._table.capacity == 1
         if not fits or feature.dtype is not self._table.options.feature_dtype or feature.is_inference():
             return False
         own = latents.to(torch.float32, copy=True)
         if not math.isfinite((feature.sum(dtype=torch.float32) + own.sum()).item()):  # or too large to tell
             return False
         with self._filing:
+            if self._shared:
+                return False
             self._passed += self._held is not None
             self._held = Held(key, own, feature, feature._version)
             self._only = self._place(key)
@@ -192,14 +194,13 @@ class TrackedTable:
             held, self._held = self._held, None
             if held is None:
                 return
-            is_lost = held.feature._version != held.version
-            self._table._pass_over(self._passed + is_lost)
+            self._table._pass_over(self._passed)
             self._passed = 0
-            if is_lost:
-                self._kept = self._only = None
-                return
+            keys, feature = torch.tensor([held.key], dtype=torch.float32, device="cpu"), held.feature[None]
+            if held.feature._version != held.version:
+                feature = torch.full_like(feature, math.nan)
             self.appended -= 1  # was counted when it came
-            self.append(torch.tensor([held.key]), held.latents, held.feature[None])
+            self.append(keys, held.latents, feature)
 
     def append(
         self, keys: Tensor, latents: Tensor, features: Tensor, forward: int = 0, sketch: Tensor | None = None
@@ -255,15 +256,16 @@ class TrackedTable:
 
     def clear(self) -> None:
         """Empties the table, and the tier behind it."""
-        self._kept = self._only = self._held = None
-        self._passed = 0
-        self.appended = 0
-        if self.tier is not None:
-            self.tier.clear()
-            return
-        self._table.clear()
-        if self._index is not None:
-            self._index.clear()
+        with self._filing:
+            self._kept = self._only = self._held = None
+            self._passed = 0
+            self.appended = 0
+            if self.tier is not None:
+                self.tier.clear()
+                return
+            self._table.clear()
+            if self._index is not None:
+                self._index.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The content, as :mod:`hash3d_cuda.storage` describes it; with a tier, what both hold together."""

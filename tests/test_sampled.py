@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -67,15 +70,42 @@ def test_added_conditions_are_embedded_once_a_run(watched_over: bool) -> None:
     """Not so where a hook wants to see it happen."""
     pipe = build_pipeline("xl")
     cache, calls = apply_every(pipe, 3), []
-    embed = pipe.unet.get_aug_embed
-    pipe.unet.get_aug_embed = lambda **given: (calls.append(given), embed(**given))[1]
+    embedding = pipe.unet.add_embedding
+    embed = embedding.forward
+    embedding.forward = lambda given: (calls.append(given), embed(given))[1]
     if watched_over:
-        pipe.unet.add_embedding.linear_1.register_forward_hook(lambda *given: None)
+        embedding.linear_1.register_forward_hook(lambda *given: None)
     with cache.sampling():
         for seed in (0, 1):
             draw(pipe, seed=seed)
     assert len(calls) == (12 if watched_over else 2) and cache.stats().hits == 8
     cache.remove()
+
+
+def test_an_embedding_of_the_models_own_is_made_at_every_step() -> None:
+    """It may depend on the timestep, which the others do not."""
+    pipe = build_pipeline("xl")
+    embed = pipe.unet.get_aug_embed
+    pipe.unet.get_aug_embed = lambda **given: embed(**given) * given["emb"].mean()
+    plain = draw(pipe)
+    cache = apply_every(pipe, 1)
+    with cache.sampling():
+        assert torch.equal(draw(pipe), plain)
+    cache.remove()
+
+
+def test_a_removed_cache_keeps_nothing_of_the_run() -> None:
+    pipe = build_pipeline("xl")
+    cache = apply_every(pipe, 2)
+    kept = weakref.ref(pipe.unet.up_blocks[0].resnets[0].conv1)
+    patched = pipe.unet.up_blocks[0].resnets[0]
+    patched.forward = MethodType(type(patched).forward, patched)  # what a look at the model holds on to
+    with cache.sampling():
+        draw(pipe)
+    cache.remove()
+    del pipe, patched
+    gc.collect()
+    assert kept() is None
 
 
 def test_what_was_embedded_before_the_table_was_cleared_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

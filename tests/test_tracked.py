@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -178,7 +179,7 @@ def test_what_is_recalled_is_what_a_query_copies(steps: Any, queue: int, capacit
             assert hit and torch.equal(found, copied)
 
 
-WAYS = st.sampled_from(["step", "step", "step", "rejected", "query", "state", "clear", "handed out"])
+WAYS = st.sampled_from(["step", "step", "step", "lost", "rejected", "query", "state", "clear", "handed out"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,6 +198,14 @@ def test_what_is_held_is_as_if_appended(steps: Any) -> None:
             known = [table.recall(key(at(step + 1)), latent()) for table in (held, plain)]
             assert [found is None for found in known] in ([True] * 2, [False] * 2)
             assert held.holds_nothing_for(key(at(step + 4))) == plain.holds_nothing_for(key(at(step + 4)))
+        elif way == "lost":
+            given = feature(place)
+            if held.hold(key(at(step)), latent(place), given[0]):
+                given.add_(1)
+                held.settle()
+            else:
+                held.append(at(step), latent(place), given * math.nan)
+            plain.append(at(step), latent(place), given * math.nan)
         elif way == "query":
             answers = [asked(table, at(step), latent(place)) for table in (held, plain)]
             assert answers[0][0] == answers[1][0] and torch.equal(answers[0][1], answers[1][1])
@@ -224,4 +233,43 @@ def test_what_was_written_to_before_it_came_to_the_table_is_lost() -> None:
     assert table.hold(key(at(0)), latent(), given[0])
     given.mul_(2)
     assert table.recall(key(at(1)), latent()) is None and asked(table, at(1), latent())[0] is False
-    assert table.table.append(at(4), latent(), feature()).tolist() == [1], "its serial is used up"
+    assert table.table.stats().live == 0 and table.rejected == 1
+    again = tracked()
+    again.load_state_dict("state", table.state_dict())
+    assert again.table.append(at(4), latent(), feature()).tolist() == [1], "its serial is used up"
+
+
+def test_what_is_held_when_the_table_is_cleared_does_not_come_after_it() -> None:
+    """Another thread is about to write it."""
+    table = tracked()
+    assert table.hold(key(at(0)), latent(), feature()[0])
+    writes, goes_on = threading.Event(), threading.Event()
+    append = table.append
+
+    def late(*given: Any) -> None:
+        writes.set()
+        goes_on.wait(10)
+        append(*given)
+
+    table.append = late  # type: ignore[method-assign]
+    asks = threading.Thread(target=table.settle)
+    asks.start()
+    assert writes.wait(10)
+    clears = threading.Thread(target=table.clear)
+    clears.start()
+    clears.join(0.2)  # it waits for the other
+    goes_on.set()
+    for thread in (asks, clears):
+        thread.join()
+    assert table.table.stats().live == 0 and table.recall(key(at(1)), latent()) is None
+
+
+def test_the_dtype_of_the_day_does_not_matter() -> None:
+    table = tracked()
+    assert table.hold(key(at(0)), latent(), feature()[0])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert table.table.stats().appended == 1
+    finally:
+        torch.set_default_dtype(before)

@@ -38,10 +38,10 @@ class AnchorPlan:
         pool: how many of the latest anchors views return to.
         power: after n of N views, (n/N)^power of the anchors have been used up, the first few apart: 1 spreads them
             evenly, more saves them for the end, where the noise is low and the detail is made.
-        first: so many views come first that are all fresh; None: as many as fill the pool. What is stored then has seen
-            the scene before there was one, and its answers are off for as long as they serve. With few of these, most
-            anchors are taken when the object has its shape and colours.
-        until: N above as a share of the run: after it, all views return.
+        first: at least so many views come first that are all fresh; None: as many as fill the pool. What is stored
+            then has seen the scene before there was one, and its answers are off for as long as they serve. With
+            few of these, most anchors are taken when the object has its shape and colours.
+        until: N above as a share of the run, up to the end of a step: after it, all views return.
     """
 
     views: int

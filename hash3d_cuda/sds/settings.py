@@ -93,7 +93,7 @@ class GenerateSettings:
             has room for these and a step's own, so that no older entry is served.
         jitter: how far in its anchor's cell a view may lie from the anchor, 0 (not at all) to 1 (anywhere).
         fresh_power: 1 spreads fresh views evenly over the run, more saves them for its end.
-        first_fresh: how many views are all fresh at the start; None: ``anchors``, as far as there are so many.
+        first_fresh: at least so many views are all fresh at the start; None: ``anchors``, as far as there are so many.
         fresh_until: the share of the run after which no view is fresh.
         aggregation: how candidates become one feature, ``Hash3DConfig``'s ``weighting`` (here that is the gradient's).
         decide: ``"host"``, or ``"device"``: hit or miss is decided on a GPU, and each call of the U-Net is one CUDA

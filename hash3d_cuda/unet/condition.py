@@ -30,15 +30,18 @@ class ConditionAdapter(Adapter):
         return count_positions(self.model)
 
     def split(self, position: int) -> SplitUNet:
-        own = (getattr(self.model, name, None) for name in ("class_embedding", "add_embedding"))
-        self._embeddings = [module for embedding in own if embedding is not None for module in embedding.modules()]
         return SplitUNet(self.model, position)
 
     @property
     def keeps_made(self) -> bool:
-        """Where it saves something, and nobody's hooks wait for it to be made at each step."""
-        modules = self._embeddings
-        return bool(modules) and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        """Where it saves something, diffusers' own methods make it, and nobody's hooks wait for it at each step."""
+        own = (getattr(self.model, name, None) for name in ("class_embedding", "add_embedding"))
+        modules = [module for embedding in own if embedding is not None for module in embedding.modules()]
+        if not modules or any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+            return False
+        names = "get_class_embed", "get_aug_embed"  # another's could make something of the timestep, too
+        made_by = (getattr(getattr(self.model, name), "__func__", None) for name in names)
+        return all(method is getattr(UNet2DConditionModel, name) for method, name in zip(made_by, names, strict=True))
 
     @property
     def forward(self) -> Callable[..., Any]:
