@@ -153,7 +153,8 @@ PASSAGES = (
     ),
     Passage(
         "README.md",
-        "it was {:.2f} and {:.2f} times, at {:.2f} dB less; the U-Net is half of a step here, so that {:.2f} is the bound",
+        "it was {:.2f} and {:.2f} times, at {:.2f} dB less; the U-Net is half of a step here, so that {:.2f} is the "
+        "bound",
         lambda: [
             frontier(SPREAD)["U-Net speed-up"],
             frontier(SPREAD)["speed-up"],
