@@ -6,6 +6,7 @@ with sanitizers. HASH3D_BUILD names a folder to build in, kept between builds: o
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,13 +30,10 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, extension: Extension) -> None:
         """Builds one extension and puts it where setuptools expects it."""
-        import pybind11
-
         target = Path(self.get_ext_fullpath(extension.name)).resolve().parent
         options = [
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DHASH3D_CUDA={'OFF' if os.environ.get('HASH3D_CUDA') == '0' else 'ON'}",
             f"-DHASH3D_SANITIZE={os.environ.get('HASH3D_SANITIZE', '')}",
             "-DCMAKE_BUILD_TYPE=Release",
@@ -44,8 +42,23 @@ class CMakeBuild(build_ext):
         with contextlib.nullcontext(kept) if kept else tempfile.TemporaryDirectory(prefix="hash3d-build-") as folder:
             # Not --fresh: that would take the compiled objects away as well.
             Path(folder, "CMakeCache.txt").unlink(missing_ok=True)
+            options.append(f"-Dpybind11_DIR={pybind11_in(Path(folder)) / 'share' / 'cmake' / 'pybind11'}")
             subprocess.run(["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", folder, *options], check=True)
             subprocess.run(["cmake", "--build", folder, "--target", "_C"], check=True)
+
+
+def pybind11_in(folder: Path) -> Path:
+    """pybind11 as a copy in the build folder: pip's isolated builds find it at another place each time, and what was
+    compiled from there would be compiled again."""
+    import pybind11
+
+    copy = folder / f"pybind11-{pybind11.__version__}"
+    if not copy.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as part:  # whole or not at all
+            shutil.copytree(Path(pybind11.__file__).parent, Path(part, "copy"))
+            Path(part, "copy").rename(copy)
+    return copy
 
 
 setup(ext_modules=[CMakeExtension("hash3d_cuda._C")], cmdclass={"build_ext": CMakeBuild})
