@@ -42,23 +42,26 @@ class CMakeBuild(build_ext):
         with contextlib.nullcontext(kept) if kept else tempfile.TemporaryDirectory(prefix="hash3d-build-") as folder:
             # Not --fresh: that would take the compiled objects away as well.
             Path(folder, "CMakeCache.txt").unlink(missing_ok=True)
-            options.append(f"-Dpybind11_DIR={pybind11_in(Path(folder)) / 'share' / 'cmake' / 'pybind11'}")
+            options.append(f"-Dpybind11_DIR={pybind11_cmake_dir(kept)}")
             subprocess.run(["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", folder, *options], check=True)
             subprocess.run(["cmake", "--build", folder, "--target", "_C"], check=True)
 
 
-def pybind11_in(folder: Path) -> Path:
-    """pybind11 as a copy in the build folder: pip's isolated builds find it at another place each time, and what was
-    compiled from there would be compiled again."""
+def pybind11_cmake_dir(kept: str | None) -> Path:
+    """Where CMake finds pybind11. In a build folder that is kept: a copy, because pip's isolated builds have it at
+    another place each time, and what was compiled from there would be compiled again."""
     import pybind11
 
-    copy = folder / f"pybind11-{pybind11.__version__}"
+    found, package = Path(pybind11.get_cmake_dir()), Path(pybind11.__file__).parent
+    if not kept or package not in found.parents:  # a system's own, which stays where it is
+        return found
+    copy = Path(kept).resolve() / f"pybind11-{pybind11.__version__}"
     if not copy.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as part:  # whole or not at all
-            shutil.copytree(Path(pybind11.__file__).parent, Path(part, "copy"))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=copy.parent) as part:  # whole or not at all
+            shutil.copytree(package, Path(part, "copy"))
             Path(part, "copy").rename(copy)
-    return copy
+    return copy / found.relative_to(package)
 
 
 setup(ext_modules=[CMakeExtension("hash3d_cuda._C")], cmdclass={"build_ext": CMakeBuild})

@@ -21,7 +21,7 @@ class SampledForward(CachedForward):
 
     Between a DeepCache step and this one lies what the host does besides, so the short way does nothing that such a
     step has no use for: no key as a tensor, no query, no copy of a feature; and what comes of class labels and
-    added conditions is made once as long as the short way is gone. What it decides and counts is the same;
+    added conditions is made once while a run keeps to the short way. What it decides and counts is the same;
     ``tests/test_sampled.py`` runs both ways side by side.
     """
 
